@@ -1,0 +1,1 @@
+"""Readers of scenes on disk: one file, one input layout."""

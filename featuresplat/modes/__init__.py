@@ -1,0 +1,1 @@
+"""Ways of representing a scene over training: one file, one mode."""

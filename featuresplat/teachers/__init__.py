@@ -1,0 +1,1 @@
+"""Feature teachers: one file, one teacher."""
