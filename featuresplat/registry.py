@@ -35,7 +35,9 @@ def load(kind: str, name: str) -> ModuleType:
     if name not in names(kind):
         close = difflib.get_close_matches(name, names(kind), n=1)
         hint = f"Perhaps you meant '{close[0]}'. " if close else ""
-        raise FeaturesplatError(f"{kind}: there is none called '{name}'", f"{hint}Known: {', '.join(names(kind))}.")
+        raise FeaturesplatError(
+            f"{kind}: there is none called '{name}'", f"{hint}Known: {', '.join(names(kind))}."
+        )
     for entry in metadata.entry_points(group=f"featuresplat.{kind}"):
         if entry.name == name:
             return entry.load()
