@@ -1,0 +1,349 @@
+"""Gaussians and coloured points in PLY files.
+
+Property order as the files of INRIA's trainer have it, features after:
+``x y z nx ny nz f_dc_0..2 f_rest_* opacity scale_0..2 rot_0..3 feature_0..feature_{D-1}``, all float32,
+binary little endian. ``f_rest`` is channel-major: all coefficients of red, then green, then blue. Scales are
+logarithms, opacities logits, rotations wxyz: what is stored is what :class:`featuresplat.types.Gaussians`
+stores.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+# plyfile is GPL-3.0-or-later and is imported nowhere else; see NOTICE.
+from plyfile import PlyData, PlyParseError
+from plyfile import PlyElement as PlyFileElement
+from torch import Tensor
+
+from featuresplat.errors import FeaturesplatError
+from featuresplat.io.atomic import atomic_path
+from featuresplat.io.finite import finite_rows, warn_dropped
+from featuresplat.io.ply_header import PlyElement, PlyHeader, read_header, read_table
+from featuresplat.types import Gaussians, PointCloud
+
+_CORE = ["x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "scale_1", "scale_2"]
+_CORE += ["rot_0", "rot_1", "rot_2", "rot_3"]
+_NORMALS = ["nx", "ny", "nz"]
+_RESERVED = re.compile(r"rot|scale_|f_rest_|f_dc_|feature_|semantic_")
+
+
+@dataclass
+class GaussianFile:
+    """What a file of Gaussians holds.
+
+    Attributes:
+        gaussians: float32, on the CPU.
+        features: [N, D] float32, or None when the file has no feature columns.
+        extra: [N] columns that are none of ours, by name; integers stay integers.
+        comments: the header's comments.
+        dropped: how many Gaussians were left out because they held NaN or infinite values.
+    """
+
+    gaussians: Gaussians
+    features: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    comments: tuple[str, ...] = ()
+    dropped: int = 0
+
+
+def property_names(sh_rows: int, channels: int = 0) -> list[str]:
+    """The float properties in file order, for ``sh_rows`` = K - 1 rows of shN and ``channels`` = D
+    features.
+    """
+    names = ["x", "y", "z", *_NORMALS, "f_dc_0", "f_dc_1", "f_dc_2"]
+    names += [f"f_rest_{i}" for i in range(3 * sh_rows)] + _CORE[6:]
+    return names + [f"feature_{i}" for i in range(channels)]
+
+
+def write_ply(
+    path: str | Path,
+    gaussians: Gaussians,
+    features: Tensor | None = None,
+    plain: bool = False,
+    comments: Sequence[str] = (),
+    extra: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write Gaussians as a binary little-endian PLY, atomically.
+
+    Needs one copy of the data in memory (248 bytes a Gaussian at degree 3 without features). Values are
+    written as they are, NaN included. SuperSplat, gsplat and SIBR read the plain form; SIBR only at degree 3.
+
+    Args:
+        path: the file; its folder is made.
+        gaussians: N Gaussians, written as float32.
+        features: [N, D] written as ``feature_0 .. feature_{D-1}``.
+        plain: only the properties that INRIA's trainer writes and no comment at all (SIBR's reader takes the
+            third line of the header for the count): ``features``, ``comments`` and ``extra`` are left out.
+        comments: ASCII lines for the header, e.g. ``sidecar scene.json``.
+        extra: further [N] columns by name, bool, integer or float, such as labels; int64 must fit into 32
+            bits.
+
+    Raises:
+        FeaturesplatError: no Gaussians; a column of another length, with a taken name or values out of range;
+            the disk is full and the like.
+    """
+    path, count = Path(path), len(gaussians)
+    if count == 0:
+        raise FeaturesplatError(
+            f"{path}: there are no Gaussians to write.", "Check what was selected or trained."
+        )
+    if plain:
+        features, extra, comments = None, None, ()
+    if features is not None and (features.ndim != 2 or len(features) != count):
+        raise FeaturesplatError(
+            f"features: expected [{count}, D], got {tuple(features.shape)}", "Give one row per Gaussian."
+        )
+    channels = 0 if features is None else features.shape[1]
+    names = property_names(gaussians.shN.shape[1], channels)
+    columns = {name: _extra_column(name, value, count) for name, value in (extra or {}).items()}
+    dtype = np.dtype([(n, "<f4") for n in names] + [(n, "<" + c.dtype.str[1:]) for n, c in columns.items()])
+    rows = np.empty(count, dtype)
+    # The float columns as one [N, P] view: one strided copy per tensor instead of one per property.
+    floats = rows.view(np.uint8).reshape(count, dtype.itemsize)[:, : 4 * len(names)].view("<f4")
+    _fill_floats(floats, gaussians, features)
+    for name, column in columns.items():
+        rows[name] = column
+    element = PlyFileElement.describe(rows, "vertex")
+    notes = [] if plain else ["generated by featuresplat", *comments]
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        PlyData([element], text=False, byte_order="<", comments=notes).write(stream)
+
+
+def _fill_floats(out: np.ndarray, gaussians: Gaussians, features: Tensor | None) -> None:
+    """Fill [N, P] in the order of :func:`property_names`."""
+    g = gaussians.detach()
+    at = 0
+    for block in (
+        g.means, None, g.sh0[:, 0], g.shN.transpose(1, 2).flatten(1),
+        g.logit_opacities[:, None], g.log_scales, g.quats, features,
+    ):  # fmt: skip
+        if block is None and at == 3:
+            out[:, 3:6] = 0  # normals, which nobody uses and every reader expects
+            at = 6
+        elif block is not None:
+            width = block.shape[1]
+            out[:, at : at + width] = block.detach().to("cpu", torch.float32).numpy()
+            at += width
+
+
+def _extra_column(name: str, value: Tensor, count: int) -> np.ndarray:
+    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or _RESERVED.match(name) or name in _CORE + _NORMALS:
+        raise FeaturesplatError(
+            f"extra: '{name}' cannot name a column of its own.",
+            "Use letters, digits and underscores, and none of the names that Gaussians use.",
+        )
+    if tuple(value.shape) != (count,):
+        raise FeaturesplatError(
+            f"{name}: expected [{count}], got {tuple(value.shape)}", "Give one value per Gaussian."
+        )
+    if value.dtype in (torch.float16, torch.bfloat16):
+        value = value.float()
+    column = value.detach().cpu().numpy()
+    if column.dtype == bool:
+        return column.astype(np.uint8)
+    if column.dtype.kind in "iu" and column.dtype.itemsize == 8:
+        limits = np.iinfo(np.int32)
+        if column.min() < limits.min or column.max() > limits.max:
+            raise FeaturesplatError(
+                f"{name}: PLY knows integers of 32 bits, got values from {column.min()} to {column.max()}",
+                "Renumber them, or give floats.",
+            )
+        return column.astype(np.int32)
+    return column
+
+
+def read_ply(path: str | Path, drop_invalid: bool = True) -> GaussianFile:
+    """Read Gaussians from a PLY of ours, of INRIA's trainer, gsplat or SuperSplat: any order, any endianness.
+
+    Columns are found by name; normals may lack. ``semantic_i`` (Feature 3DGS) is read where there is no
+    ``feature_i``. Binary files are memory-mapped; at its peak, reading takes about twice the memory of the
+    result, the mapped file included. An infinite logit and a log scale of -inf, which mean opacity 0 or 1 and
+    a flat Gaussian, become +-20 and -20.
+
+    Args:
+        path: the file.
+        drop_invalid: leave out Gaussians that hold NaN or another infinity, with a warning that counts them;
+            False keeps the rows of the file as they are.
+
+    Raises:
+        FeaturesplatError: missing, truncated, not a PLY, no vertices, or not Gaussians (a mesh, points, a
+            compressed PLY: :func:`featuresplat.io.formats.load_gaussians` opens the last two as well).
+    """
+    header = read_header(path)
+    _check_is_gaussians(header)
+    table = _vertices(header)
+    names = list(table.dtype.names or ())
+    sh_rows = _numbered(header, names, "f_rest_", allowed=(0, 9, 24, 45, 72)) // 3
+    prefix = "feature_" if "feature_0" in names or "semantic_0" not in names else "semantic_"
+    channels = _numbered(header, names, prefix)
+    count = len(table)
+    rest = _columns(table, [f"f_rest_{i}" for i in range(3 * sh_rows)]).reshape(count, 3, sh_rows)
+    rest = rest.transpose(1, 2).contiguous()  # [N, K-1, 3]
+    gaussians = Gaussians(
+        means=_columns(table, _CORE[:3]),
+        quats=_columns(table, _CORE[10:]),
+        log_scales=_columns(table, _CORE[7:10]),
+        logit_opacities=_columns(table, ["opacity"])[:, 0],
+        sh0=_columns(table, _CORE[3:6])[:, None],
+        shN=rest,
+    )
+    features = _columns(table, [f"{prefix}{i}" for i in range(channels)]) if channels else None
+    ours = {*property_names(sh_rows), *(f"{prefix}{i}" for i in range(channels))}
+    extra = {name: _as_tensor(table[name]) for name in names if name not in ours}
+    if not drop_invalid:
+        return GaussianFile(gaussians, features, extra, header.comments)
+    return _valid_rows(header, gaussians, features, extra)
+
+
+def _valid_rows(header: PlyHeader, gaussians: Gaussians, features, extra) -> GaussianFile:
+    gaussians, good = finite_rows(gaussians, features)
+    dropped = int((~good).sum())
+    if dropped:
+        warn_dropped(str(header.path), good)
+        gaussians = gaussians[good]
+        features = None if features is None else features[good]
+        extra = {name: value[good] for name, value in extra.items()}
+    return GaussianFile(gaussians, features, extra, header.comments, dropped)
+
+
+def read_point_cloud(path: str | Path) -> PointCloud:
+    """Read a coloured point cloud: text or binary, float or double, with or without normals.
+
+    Colours are ``red green blue`` (also ``r g b`` or ``diffuse_red`` ...): unsigned integers of full range,
+    or floats in 0..1 (in 0..255 when one is above 1). Without colours the points are mid-grey. Points with
+    NaN are left out, with a warning.
+
+    Returns:
+        PointCloud of float32, world frame as in the file.
+
+    Raises:
+        FeaturesplatError: as :func:`read_ply`; also for a mesh.
+    """
+    header = read_header(path)
+    kind = header.kind
+    if kind != "points":
+        what = {"mesh": "a mesh", "gaussians": "Gaussians", "compressed": "compressed Gaussians"}.get(
+            kind, "no points"
+        )
+        hint = (
+            "Export its vertices alone as a point cloud." if kind == "mesh" else "Give a PLY with x, y and z."
+        )
+        if kind in ("gaussians", "compressed"):
+            hint = "Open it as Gaussians instead."
+        raise FeaturesplatError(f"{header.path}: expected a point cloud, but it holds {what}.", hint)
+    table = _vertices(header)
+    names = set(table.dtype.names or ())
+    xyz = _columns(table, ["x", "y", "z"])
+    rgb = torch.full_like(xyz, 0.5)
+    for keys in (["red", "green", "blue"], ["diffuse_red", "diffuse_green", "diffuse_blue"], ["r", "g", "b"]):
+        if names >= set(keys):
+            rgb = _columns(table, keys)
+            kind_of = table.dtype[keys[0]]
+            if kind_of.kind in "iu":
+                rgb = rgb / float(np.iinfo(kind_of).max)
+            elif float(rgb.nan_to_num(0.0).max()) > 1.0:
+                rgb = rgb / 255.0
+            break
+    good = xyz.isfinite().all(dim=1) & rgb.isfinite().all(dim=1)
+    if not bool(good.all()):
+        bad = int((~good).sum())
+        if bad == len(good):
+            raise FeaturesplatError(
+                f"{header.path}: all of its {bad} points are NaN or infinite.", "Export it again."
+            )
+        warnings.warn(
+            f"{header.path}: left out {bad} of {len(good)} points that are NaN or infinite.", stacklevel=2
+        )
+    return PointCloud(xyz[good], rgb[good].clamp(0.0, 1.0))
+
+
+def _vertices(header: PlyHeader) -> np.ndarray:
+    """The vertex table; memory-mapped unless lists stand before it, which only a walk through them can
+    skip.
+    """
+    vertex = _check_not_empty(header)
+    before = header.elements[: header.elements.index(vertex)]
+    if not header.text and any(e.has_lists for e in before) and not vertex.has_lists:
+        try:
+            return np.asarray(PlyData.read(str(header.path))["vertex"].data)
+        except (PlyParseError, ValueError) as error:
+            raise FeaturesplatError(
+                f"{header.path}: could not be read ({error}).", "Export the file again."
+            ) from error
+    return read_table(header, vertex)
+
+
+def _check_is_gaussians(header: PlyHeader) -> None:
+    kind, vertex = header.kind, header.get("vertex")
+    if kind == "gaussians" and vertex is not None:
+        missing = [name for name in _CORE if name not in vertex.names]
+        if missing:
+            flat = "; these are 2D Gaussians (surfels)" if missing == ["scale_2"] else ""
+            raise FeaturesplatError(
+                f"{header.path}: lacks what makes a Gaussian: {', '.join(missing)}{flat}.",
+                "Export it again as 3D Gaussians.",
+            )
+        return
+    what = {"mesh": "a mesh", "points": "a point cloud", "compressed": "a compressed PLY"}.get(
+        kind, "something else"
+    )
+    elements = ", ".join(f"{e.count} x {e.name}" for e in header.elements) or "no elements"
+    hint = "Give the PLY that a Gaussian-splatting trainer wrote."
+    if kind in ("points", "compressed"):
+        hint = "load_gaussians of featuresplat.io.formats opens it."
+    raise FeaturesplatError(f"{header.path}: expected Gaussians, but it is {what} ({elements}).", hint)
+
+
+def _check_not_empty(header: PlyHeader) -> PlyElement:
+    vertex = header.get("vertex")
+    if vertex is None or vertex.count == 0:
+        raise FeaturesplatError(f"{header.path}: it has 0 vertices.", "Export it again; nothing was in it.")
+    return vertex
+
+
+def _numbered(
+    header: PlyHeader, names: list[str], prefix: str, allowed: tuple[int, ...] | None = None
+) -> int:
+    """How many properties ``prefix0, prefix1, ...`` there are; they may not skip a number."""
+    numbers = sorted(int(n[len(prefix) :]) for n in names if re.fullmatch(prefix + r"\d+", n))
+    if numbers != list(range(len(numbers))):
+        raise FeaturesplatError(
+            f"{header.path}: the properties {prefix}* skip a number.", "Export the file again."
+        )
+    if allowed is not None and len(numbers) not in allowed:
+        raise FeaturesplatError(
+            f"{header.path}: expected {' or '.join(map(str, allowed))} of {prefix}*, got {len(numbers)}.",
+            "Spherical harmonics of degree 0 to 4 are known.",
+        )
+    return len(numbers)
+
+
+def _columns(table: np.ndarray, names: list[str]) -> Tensor:
+    """Columns as a contiguous float32 tensor [N, len(names)]."""
+    out = np.empty((len(table), len(names)), np.float32)
+    order = table.dtype.names or ()
+    at = [order.index(name) for name in names]
+    kinds = {table.dtype[i].str for i in range(len(order))}
+    with np.errstate(over="ignore"):  # doubles beyond float32 become infinite, and are dealt with as such
+        if at and len(kinds) == 1 and at == list(range(at[0], at[0] + len(at))):
+            # One type throughout: the table is a matrix, and neighbouring columns are one slice of it.
+            out[:] = table.view(kinds.pop()).reshape(len(table), len(order))[:, at[0] : at[0] + len(at)]
+        else:
+            for i, name in enumerate(names):
+                out[:, i] = table[name]
+    return torch.from_numpy(out)
+
+
+def _as_tensor(column: np.ndarray) -> Tensor:
+    """A column in native byte order; unsigned types that torch hardly supports become int64."""
+    if column.dtype.kind == "u" and column.dtype.itemsize > 1:
+        return torch.from_numpy(column.astype(np.int64))
+    return torch.from_numpy(column.astype(column.dtype.newbyteorder("=")))
