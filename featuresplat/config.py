@@ -133,7 +133,8 @@ class ExposureConfig:
     """A colour transform per image, for photographs whose exposure, white balance or light changes."""
 
     enabled: bool = False
-    """Fit an affine colour transform per training image; test images are rendered without one."""
+    """Fit an affine colour transform per training image. A held-out view gets the one that its pose predicts from
+    its neighbours; no pixel of it is looked at."""
     lr: float = 2e-3
     """Learning rate."""
     regularise: float = 0.01
@@ -208,9 +209,7 @@ def load_config(name_or_path: str | Path) -> TrainConfig:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise FeaturesplatError(
-            f"{origin}: not valid YAML ({str(error).splitlines()[0]})", "Mend that line."
-        ) from None
+        raise FeaturesplatError(f"{origin}: not valid YAML ({str(error).splitlines()[0]})", "Mend that line.") from None
     if values is None:
         values = {}
     config = from_dict(TrainConfig, values, origin)
@@ -296,14 +295,10 @@ def _read(name: str) -> tuple[str, str]:
     if name.endswith((".yaml", ".yml")) or "/" in name or "\\" in name:
         path = Path(name)
         if not path.is_file():
-            raise FeaturesplatError(
-                f"{name}: no such configuration file", f"Presets: {', '.join(preset_names())}."
-            )
+            raise FeaturesplatError(f"{name}: no such configuration file", f"Presets: {', '.join(preset_names())}.")
         return path.read_text(encoding="utf-8"), name
     if name not in preset_names():
         close = difflib.get_close_matches(name, preset_names(), n=1)
         hint = f"Perhaps you meant '{close[0]}'. " if close else ""
-        raise FeaturesplatError(
-            f"config: there is no preset '{name}'", f"{hint}Presets: {', '.join(preset_names())}."
-        )
+        raise FeaturesplatError(f"config: there is no preset '{name}'", f"{hint}Presets: {', '.join(preset_names())}.")
     return (_presets() / f"{name}.yaml").read_text(encoding="utf-8"), name

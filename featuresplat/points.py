@@ -45,14 +45,10 @@ def gaussians_from_points(
     xyz, rgb = points.xyz.detach().float(), points.rgb.detach().float()
     good = xyz.isfinite().all(dim=1) & rgb.isfinite().all(dim=1)
     if not bool(good.all()):
-        warnings.warn(
-            f"points: left out {int((~good).sum())} of {len(good)} that are NaN or infinite.", stacklevel=2
-        )
+        warnings.warn(f"points: left out {int((~good).sum())} of {len(good)} that are NaN or infinite.", stacklevel=2)
         xyz, rgb = xyz[good], rgb[good]
     if len(xyz) == 0:
-        raise FeaturesplatError(
-            "points: expected at least one finite point, got none.", "Check the point cloud."
-        )
+        raise FeaturesplatError("points: expected at least one finite point, got none.", "Check the point cloud.")
     distances = torch.from_numpy(mean_neighbour_distance(xyz.cpu().double().numpy(), neighbours)).to(xyz)
     count = len(xyz)
     quats = xyz.new_zeros(count, 4)
@@ -101,9 +97,7 @@ def _check(points: PointCloud, sh_degree: int, opacity: float, neighbours: int, 
     if sh_degree not in range(5):
         raise FeaturesplatError(f"sh_degree: expected 0 to 4, got {sh_degree}.", "Choose one of them.")
     if not 0.0 < opacity < 1.0:
-        raise FeaturesplatError(
-            f"opacity: expected a number between 0 and 1, got {opacity}.", "0.1 is usual."
-        )
+        raise FeaturesplatError(f"opacity: expected a number between 0 and 1, got {opacity}.", "0.1 is usual.")
     if neighbours < 1 or not scale > 0.0:
         raise FeaturesplatError(
             f"expected at least 1 neighbour and a scale above 0, got {neighbours} and {scale}.",

@@ -26,6 +26,7 @@ def names(kind: str) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+@cache
 def load(kind: str, name: str) -> ModuleType:
     """Import the plug-in module ``name`` of ``kind``.
 
@@ -35,9 +36,7 @@ def load(kind: str, name: str) -> ModuleType:
     if name not in names(kind):
         close = difflib.get_close_matches(name, names(kind), n=1)
         hint = f"Perhaps you meant '{close[0]}'. " if close else ""
-        raise FeaturesplatError(
-            f"{kind}: there is none called '{name}'", f"{hint}Known: {', '.join(names(kind))}."
-        )
+        raise FeaturesplatError(f"{kind}: there is none called '{name}'", f"{hint}Known: {', '.join(names(kind))}.")
     for entry in metadata.entry_points(group=f"featuresplat.{kind}"):
         if entry.name == name:
             return entry.load()

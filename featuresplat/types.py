@@ -53,13 +53,9 @@ class Gaussians:
         for name, shape in want.items():
             got = tuple(getattr(self, name).shape)
             if got != shape:
-                raise FeaturesplatError(
-                    f"{name}: expected {list(shape)}, got {got}", "Give every tensor the same N."
-                )
+                raise FeaturesplatError(f"{name}: expected {list(shape)}, got {got}", "Give every tensor the same N.")
         if rows + 1 not in (1, 4, 9, 16, 25):
-            raise FeaturesplatError(
-                f"shN: expected 0, 3, 8, 15 or 24 rows, got {rows}", "Degrees 0 to 4 are known."
-            )
+            raise FeaturesplatError(f"shN: expected 0, 3, 8, 15 or 24 rows, got {rows}", "Degrees 0 to 4 are known.")
 
     def __len__(self) -> int:
         return len(self.means)
@@ -111,12 +107,9 @@ class Gaussians:
         """Concatenate; lower spherical-harmonic degrees are padded with zeros to the highest."""
         rows = max(p.shN.shape[1] for p in parts)
         padded = [
-            replace(p, shN=torch.cat([p.shN, p.shN.new_zeros(len(p), rows - p.shN.shape[1], 3)], dim=1))
-            for p in parts
+            replace(p, shN=torch.cat([p.shN, p.shN.new_zeros(len(p), rows - p.shN.shape[1], 3)], dim=1)) for p in parts
         ]
-        return Gaussians(
-            **{f.name: torch.cat([getattr(p, f.name) for p in padded]) for f in fields(Gaussians)}
-        )
+        return Gaussians(**{f.name: torch.cat([getattr(p, f.name) for p in padded]) for f in fields(Gaussians)})
 
 
 @dataclass
@@ -146,18 +139,12 @@ class Cameras:
                 f"{tuple(self.Ks.shape)}",
                 "Give one matrix of each per camera.",
             )
-        self.widths = (
-            (self.widths,) * c if isinstance(self.widths, int) else tuple(int(w) for w in self.widths)
-        )
-        self.heights = (
-            (self.heights,) * c if isinstance(self.heights, int) else tuple(int(h) for h in self.heights)
-        )
+        self.widths = (self.widths,) * c if isinstance(self.widths, int) else tuple(int(w) for w in self.widths)
+        self.heights = (self.heights,) * c if isinstance(self.heights, int) else tuple(int(h) for h in self.heights)
         self.names = tuple(self.names) or ("",) * c
         for what, values in (("widths", self.widths), ("heights", self.heights), ("names", self.names)):
             if len(values) != c:
-                raise FeaturesplatError(
-                    f"cameras: {c} viewmats but {len(values)} {what}", "Give one per camera."
-                )
+                raise FeaturesplatError(f"cameras: {c} viewmats but {len(values)} {what}", "Give one per camera.")
 
     def __len__(self) -> int:
         return len(self.viewmats)
@@ -203,9 +190,7 @@ class Cameras:
 
     def to(self, *args, **kwargs) -> Cameras:
         times = None if self.times is None else self.times.to(*args, **kwargs)
-        return replace(
-            self, viewmats=self.viewmats.to(*args, **kwargs), Ks=self.Ks.to(*args, **kwargs), times=times
-        )
+        return replace(self, viewmats=self.viewmats.to(*args, **kwargs), Ks=self.Ks.to(*args, **kwargs), times=times)
 
     def resized(self, widths: Sequence[int] | int, heights: Sequence[int] | int) -> Cameras:
         """The same cameras looking at images of another size (intrinsics scaled per axis)."""

@@ -269,10 +269,9 @@ def contributions(
 def _numpy_output(out: RenderOutput) -> RenderOutput:
     """The same output holding NumPy arrays."""
 
-    def convert(t):
+    def convert(t) -> Any:
         return None if t is None else np.asarray(t.detach())
 
-    meta = RasterMeta(
-        *(convert(t) for t in (out.meta.means2d, out.meta.radii, out.meta.depths, out.meta.conics))
-    )  # pyright: ignore
-    return RenderOutput(convert(out.rgb), convert(out.features), convert(out.alpha), convert(out.depth), meta)  # pyright: ignore
+    m: Any = out.meta
+    meta = RasterMeta(convert(m.means2d), convert(m.radii), convert(m.depths), convert(m.conics))
+    return RenderOutput(convert(out.rgb), convert(out.features), convert(out.alpha), convert(out.depth), meta)

@@ -1,0 +1,47 @@
+"""Blender's NeRF scenes: ``transforms_train.json`` with ``_test`` (and ``_val``), a field of view and RGBA images.
+
+The same poses as :mod:`featuresplat.datasets.transforms`, told apart by what is not there: no focal length. Endings are
+left out of the paths, images are laid over the configured background.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from featuresplat.config import DataConfig
+from featuresplat.datasets import transforms
+from featuresplat.datasets._recording import Recording
+from featuresplat.errors import FeaturesplatError
+
+ORDER = 30
+LAYOUT = "Blender: transforms_train.json and transforms_test.json with camera_angle_x"
+
+
+def detect(path: Path) -> bool:
+    """Whether there is a readable transforms_train.json with a field of view and no focal length."""
+    try:
+        meta = json.loads((path / "transforms_train.json").read_text(encoding="utf-8-sig"))
+        first = meta["frames"][0]
+        return "camera_angle_x" in {**meta, **first} and "fl_x" not in meta and "fl_x" not in first
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError):
+        return False
+
+
+def read(path: Path, config: DataConfig, progress: Any = None) -> Recording:
+    """Train and test frames; ``_val`` is the test split only where there is no ``_test``.
+
+    Raises:
+        FeaturesplatError: no transforms_train.json, and as :func:`featuresplat.datasets.transforms.read`.
+    """
+    files = {part: path / f"transforms_{part}.json" for part in ("train", "test", "val")}
+    files = {part: file for part, file in files.items() if file.is_file()}
+    if "train" not in files:
+        raise FeaturesplatError(f"{path}: there is no transforms_train.json.", f"Expected {LAYOUT}.")
+    if "test" in files:
+        files.pop("val", None)
+    recording = transforms.read_files(files)
+    # Without a test file nothing is the data's own split: every n-th is held out then.
+    recording.own_split = len(files) > 1
+    return recording

@@ -1,0 +1,101 @@
+"""A scene that holds still: N Gaussians, as Kerbl et al. 2023."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from featuresplat.config import TrainConfig
+from featuresplat.errors import FeaturesplatError
+from featuresplat.points import gaussians_from_points
+from featuresplat.types import Cameras, Gaussians, PointCloud, RenderOutput
+
+
+class Mode:
+    """The parameters of a static scene in the training frame."""
+
+    def __init__(self, config: TrainConfig, cameras: Cameras, points: PointCloud | None, device: torch.device):
+        """Start from the points, or at random in front of the cameras.
+
+        Args:
+            cameras: the training cameras, in the training frame.
+            points: start points in the training frame, or None.
+        """
+        self.config = config
+        start = _start_points(config, cameras, points)
+        gaussians = gaussians_from_points(
+            start, config.model.sh_degree, config.model.init_opacity, scale=config.model.init_scale
+        )
+        self.gaussian_params = {k: Parameter(v.to(device)) for k, v in gaussians.tensors().items()}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        o = self.config.optim
+        lrs = {
+            "means": o.means_lr,
+            "quats": o.quats_lr,
+            "log_scales": o.scales_lr,
+            "logit_opacities": o.opacities_lr,
+            "sh0": o.sh0_lr,
+            "shN": o.shN_lr,
+        }
+        return [{"name": k, "params": [p], "lr": lrs[k]} for k, p in self.gaussian_params.items()]
+
+    def at(self, time: float | None = None) -> Gaussians:
+        return Gaussians(**self.gaussian_params)
+
+    def losses(self, out: RenderOutput, batch: Any) -> dict[str, Tensor]:
+        c, terms = self.config.loss, {}
+        if c.opacity:
+            terms["opacity"] = c.opacity * self.gaussian_params["logit_opacities"].sigmoid().mean()
+        if c.scale:
+            terms["scale"] = c.scale * self.gaussian_params["log_scales"].exp().mean()
+        return terms
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+
+def _start_points(config: TrainConfig, cameras: Cameras, points: PointCloud | None) -> PointCloud:
+    """The points to start from, at most the budget."""
+    init, generator = config.model.init, torch.Generator().manual_seed(config.seed)
+    if init == "points" and (points is None or not len(points)):
+        raise FeaturesplatError("model.init: 'points' asked for, but the data brings none", "Use --model.init random.")
+    if init != "random" and points is not None and len(points):
+        if len(points) <= config.model.budget:
+            return points
+        keep = torch.randperm(len(points), generator=generator)[: config.model.budget]
+        return PointCloud(points.xyz[keep], points.rgb[keep])
+    return _random_points(cameras, min(config.model.init_count, config.model.budget), generator)
+
+
+def _random_points(cameras: Cameras, count: int, generator: torch.Generator) -> PointCloud:
+    """Points spread over the views' frusta: a random camera, a random pixel, a random depth.
+
+    Depths run from a tenth to three times the distance to where the optical axes meet, even in the logarithm, so
+    that near things get many and the background some.
+    """
+    c2w, Ks = cameras.c2w.float(), cameras.Ks.float()
+    which = torch.randint(len(cameras), (count,), generator=generator)
+    sizes = torch.tensor(list(zip(cameras.widths, cameras.heights, strict=True)), dtype=torch.float32)  # pyright: ignore
+    pixels = torch.rand(count, 2, generator=generator) * sizes[which]
+    K = Ks[which]
+    x = (pixels[:, 0] - K[:, 0, 2]) / K[:, 0, 0]
+    y = (pixels[:, 1] - K[:, 1, 2]) / K[:, 1, 1]
+    reach = _focus_distance(cameras)
+    z = reach * 10.0 ** (torch.rand(count, generator=generator) * 1.477 - 1.0)
+    local = torch.stack([x * z, y * z, z], dim=1)
+    xyz = (c2w[which, :3, :3] @ local[..., None])[..., 0] + c2w[which, :3, 3]
+    return PointCloud(xyz, torch.rand(count, 3, generator=generator))
+
+
+def _focus_distance(cameras: Cameras) -> float:
+    """Median distance of the cameras from the point nearest to all optical axes; 1 where that says nothing."""
+    forward = cameras.viewmats[:, 2, :3].double()
+    positions = cameras.positions.double()
+    across = torch.eye(3, dtype=torch.float64) - forward[:, :, None] * forward[:, None, :]  # [C, 3, 3]
+    focus = torch.linalg.lstsq(across.sum(0), (across @ positions[..., None]).sum(0)).solution[:, 0]
+    along = ((focus - positions) * forward).sum(1).median()
+    return float(along) if 0.05 < float(along) < 100 else 1.0

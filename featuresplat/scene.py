@@ -1,0 +1,157 @@
+"""A trained scene: Gaussians, their fields, the cameras, and how it was made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from featuresplat import raster
+from featuresplat.config import TrainConfig, from_dict, to_dict
+from featuresplat.exposure import predict, transform
+from featuresplat.io.atomic import atomic_write_text
+from featuresplat.io.scene_folder import read_scene_folder, write_scene_folder
+from featuresplat.types import Cameras, FeatureField, Gaussians, RenderOutput
+
+CONFIG = "config.yaml"
+
+
+@dataclass
+class Scene:
+    """What training makes and everything else works on. All coordinates are the input data's own.
+
+    Attributes:
+        gaussians: N Gaussians.
+        cameras: every camera of the data, at the size that training used.
+        fields: feature fields by name.
+        mode: name of the mode that made it.
+        mode_state: further tensors by name; ``exposure.delta`` [M, 3, 4] when exposures were fitted.
+        units: ``center`` and ``scale`` of the training frame; the near plane is 0.01 / scale.
+        config: how it was trained, or None.
+        info: plain values: ``source`` (path of the data), ``split`` {train, test: names}, ``background``,
+            ``training`` {seconds, steps, peak_memory_bytes}.
+    """
+
+    gaussians: Gaussians
+    cameras: Cameras
+    fields: dict[str, FeatureField] = field(default_factory=dict)
+    mode: str = "static"
+    mode_state: dict[str, Tensor] = field(default_factory=dict)
+    units: dict[str, Any] = field(default_factory=lambda: {"center": [0.0, 0.0, 0.0], "scale": 1.0})
+    config: TrainConfig | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def load(folder: str | Path) -> Scene:
+        """Read a run folder.
+
+        Raises:
+            FeaturesplatError: missing, empty, damaged, or written by a newer version.
+        """
+        read = read_scene_folder(folder)
+        path = Path(folder) / CONFIG
+        config = None
+        if path.is_file():
+            config = from_dict(TrainConfig, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+        return Scene(
+            gaussians=read.gaussians,
+            cameras=read.cameras,
+            fields=read.fields,
+            mode=read.mode,
+            mode_state=read.mode_state or {},
+            units=read.units,
+            config=config,
+            info=read.info,
+        )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the run folder's scene.json and all that it names, and config.yaml. Returns scene.json's path."""
+        if self.config is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(to_dict(self.config), sort_keys=False)
+            atomic_write_text(Path(folder) / CONFIG, text)
+        return write_scene_folder(
+            folder,
+            self.gaussians,
+            self.cameras,
+            self.fields,
+            self.mode,
+            self.mode_state or None,
+            self.info,
+            units=self.units,
+        )
+
+    def to(self, device: str | torch.device) -> Scene:
+        """The same scene with its Gaussians, fields and state on ``device``; the cameras stay where they are."""
+        fields = {k: FeatureField(f.codes.to(device), f.teacher) for k, f in self.fields.items()}
+        state = {k: v.to(device) for k, v in self.mode_state.items()}
+        return Scene(
+            self.gaussians.to(device), self.cameras, fields, self.mode, state, self.units, self.config, self.info
+        )
+
+    def names(self, part: str) -> list[str]:
+        """Names of the ``train`` or ``test`` images, in the cameras' order."""
+        wanted = set(self.info.get("split", {}).get(part, ()))
+        return [name for name in self.cameras.names if name in wanted]
+
+    def part(self, part: str) -> Cameras:
+        """The ``train`` or ``test`` cameras."""
+        wanted = set(self.names(part))
+        return self.cameras[[i for i, name in enumerate(self.cameras.names) if name in wanted]]
+
+    def render(
+        self,
+        cameras: Cameras,
+        *,
+        features: str | None = None,
+        exposure: bool = False,
+        backgrounds: Tensor | None = None,
+        backend: str | None = None,
+    ) -> RenderOutput:
+        """Render cameras of one size; no gradients.
+
+        Args:
+            cameras: C cameras in the data's frame.
+            features: name of a field to splat along.
+            exposure: show colours as a photograph taken from there would (when exposures were fitted), in place of
+                the scene's own.
+            backgrounds: [3] or [C, 3]; default: what the scene was trained over.
+            backend: see `featuresplat.rasterize`.
+        """
+        g = self.gaussians
+        device = g.means.device
+        if backgrounds is None and any(self.info.get("background", ())):
+            backgrounds = torch.tensor(self.info["background"])
+        model = self.config.model if self.config else None
+        settings = raster.RasterSettings(near=0.01 / self.units["scale"], antialiased=bool(model and model.antialiased))
+        with torch.no_grad():
+            out = raster.rasterize(
+                g.means,
+                g.quats,
+                g.scales,
+                g.opacities,
+                g.sh,
+                cameras.viewmats.to(device, torch.float32),
+                cameras.Ks.to(device, torch.float32),
+                cameras.width,
+                cameras.height,
+                features=None if features is None else self.fields[features].codes,
+                sh_degree=g.sh_degree,
+                backgrounds=None if backgrounds is None else backgrounds.to(device, torch.float32),
+                settings=settings,
+                backend=backend,
+            )
+            if exposure and "exposure.delta" in self.mode_state and out.rgb is not None:
+                out.rgb = torch.stack([self._exposed(out.rgb[i], cameras[i]) for i in range(len(cameras))])
+        return out
+
+    def _exposed(self, rgb: Tensor, view: Cameras) -> Tensor:
+        """Under the photograph's own transform if it was trained on, else under the predicted one."""
+        delta, names = self.mode_state["exposure.delta"], self.names("train")
+        if view.names[0] and view.names[0] in names:
+            return transform(rgb, delta[names.index(view.names[0])])
+        return transform(rgb, predict(delta, self.part("train"), view))

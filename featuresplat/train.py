@@ -1,0 +1,436 @@
+"""The training loop: photographs in, a scene out."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featuresplat import memory, raster, registry
+from featuresplat.config import TrainConfig, load_config, to_dict
+from featuresplat.datasets import Dataset, load_dataset
+from featuresplat.densify import make_strategy
+from featuresplat.errors import FeaturesplatError
+from featuresplat.evaluate import METRICS, measure, rendered_views
+from featuresplat.exposure import Exposure
+from featuresplat.io.atomic import atomic_write_json
+from featuresplat.io.checkpoint import (
+    checkpoint_path,
+    latest_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from featuresplat.losses import depth_loss, photometric
+from featuresplat.metrics import psnr
+from featuresplat.normalization import Normalization
+from featuresplat.poses import PoseRefiner
+from featuresplat.scene import Scene
+from featuresplat.trainlog import TrainLog
+
+CHECKPOINTS = "checkpoints"
+KEEP_CHECKPOINTS = 2
+NEAR = 0.01  # of the camera extent
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C: the state is saved; the message says how to go on."""
+
+
+def train(source: str | Path, config: TrainConfig | str = "fast", *, progress: bool = True) -> Scene:
+    """Train a scene from photographs and write its run folder.
+
+    Args:
+        source: a folder of any layout that is read (see data/README.md), or a video.
+        config: a preset's name, a YAML file, or a TrainConfig.
+        progress: show a progress bar.
+
+    Returns:
+        The trained scene, as `Scene.load` of the run folder gives it.
+
+    Raises:
+        FeaturesplatError: bad data or configuration, a run folder in use, too little memory.
+        Interrupted: Ctrl-C, after a checkpoint.
+    """
+    config = load_config(config) if isinstance(config, str) else config
+    source = Path(source)
+    folder = config.out or Path("runs") / (source.resolve().stem or "scene")
+    _claim(folder, config)
+    trainer = Trainer(source, replace(config, out=folder), progress)
+    trainer.run()
+    return trainer.finish()
+
+
+class Trainer:
+    """One training: data, parameters, optimisers and the step. `run` to the end, or `step` by step."""
+
+    def __init__(self, source: Path, config: TrainConfig, progress: bool = True):
+        self.config, self.source, self.progress = config, source, progress
+        assert config.out is not None  # train() fills it in
+        self.folder: Path = config.out
+        self.device = _device(config.device)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        torch.manual_seed(config.seed)
+        self.dataset = load_dataset(source, config.data)
+        if not self.dataset.train:
+            raise FeaturesplatError(f"{source}: no image is left to train on", "Use --split all or add photographs.")
+        self._plan_memory()
+        self.frame = Normalization.of(self.dataset.cameras[self.dataset.train], self.dataset.points)
+        points = None if self.dataset.points is None else self.frame.points(self.dataset.points)
+        cameras = self.frame.cameras(self.dataset.cameras[self.dataset.train])
+        self.mode = registry.load("modes", config.mode).Mode(config, cameras, points, self.device)
+        self.exposure = Exposure(len(cameras), self.device) if config.exposure.enabled else None
+        self.poses = PoseRefiner(len(cameras), self.device) if config.pose.enabled else None
+        self.strategy = make_strategy(config.densify, config.model, config.steps, 1.0)
+        fused = self.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.Adam(self.mode.parameter_groups(), eps=1e-15, fused=fused)
+        extra = []
+        if self.exposure:
+            extra.append({"name": "exposure", "params": [self.exposure.delta], "lr": config.exposure.lr})
+        if self.poses:
+            extra.append({"name": "poses", "params": [self.poses.twist], "lr": config.pose.lr})
+        self.extra_optimizer = torch.optim.Adam(extra, eps=1e-15) if extra else None
+        self.settings = raster.RasterSettings(near=NEAR, antialiased=config.model.antialiased)
+        self._levels: dict[int, _Level] = {}
+        self.step_index = 0
+        self.seconds = 0.0
+        self.running = {"loss": math.nan, "psnr": math.nan}
+        self.stop_asked = False
+        if config.resume:
+            self._restore()
+
+    def run(self) -> None:
+        """All remaining steps, with log, looks at test views, checkpoints; Ctrl-C saves and raises Interrupted."""
+        config = self.config
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = TrainLog(self.folder, config.steps, self.step_index, self.progress, config.tensorboard)
+        previous = _on_interrupt(self._ask_stop)
+        began = time.monotonic() - self.seconds
+        threads = torch.get_num_threads()
+        if self.device.type == "cpu":
+            # torch's own threads spin while they wait and take the cores from the engine: a third of the speed.
+            torch.set_num_threads(1)
+        try:
+            while self.step_index < config.steps and not self.stop_asked:
+                self.step()
+                self.seconds = time.monotonic() - began
+                self._after_step(log)
+        finally:
+            torch.set_num_threads(threads)
+            log.close()
+            if previous is not None:
+                signal.signal(signal.SIGINT, previous)
+        if self.stop_asked:
+            self.save_checkpoint()
+            raise Interrupted(
+                f"stopped at step {self.step_index} of {config.steps}; the state is saved. "
+                f"Go on with the same command and --resume."
+            )
+
+    def step(self) -> None:
+        """One optimisation step."""
+        config, step = self.config, self.step_index
+        self._set_rates(step)
+        level = self._level(step)
+        loss: Any = 0.0
+        out = None
+        for index in self._batch(step, len(level.dataset.train)):
+            out, view_loss = self._view_loss(level, index, step)
+            loss = loss + view_loss / config.optim.batch
+        assert out is not None
+        if self.exposure:
+            loss = loss + config.exposure.regularise * self.exposure.drift()
+        for term in self.mode.losses(out, None).values():
+            loss = loss + term
+        self.strategy.before_backward(step, out)
+        loss.backward()
+        self.optimizer.step()
+        if self.extra_optimizer:
+            self.extra_optimizer.step()
+            self.extra_optimizer.zero_grad(set_to_none=True)
+        self.strategy.after_step(step, self.mode.gaussian_params, self.optimizer, out, self.generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._average("loss", float(loss.detach()))
+        self.step_index += 1
+
+    def _view_loss(self, level: _Level, index: int, step: int) -> tuple[Any, Tensor]:
+        """Render training image ``index`` and compare."""
+        config, data = self.config, level.dataset
+        g = self.mode.at(None if level.cameras.times is None else float(level.cameras.times[index]))
+        viewmat, K = level.viewmats[index], level.Ks[index]
+        if self.poses:
+            viewmat = self.poses.apply(viewmat, index)
+        image_index = data.train[index]
+        truth = data.image(image_index).to(self.device).float().mul_(1 / 255.0)
+        truth, background = self._background(data, image_index, truth)
+        out = raster.rasterize(
+            g.means,
+            g.quats,
+            g.scales,
+            g.opacities,
+            g.sh,
+            viewmat[None],
+            K[None],
+            level.cameras.widths[index],  # pyright: ignore[reportIndexIssue]
+            level.cameras.heights[index],  # pyright: ignore[reportIndexIssue]
+            sh_degree=self._sh_degree(step),
+            backgrounds=background,
+            absgrad=self.strategy.absgrad,
+            settings=self.settings,
+            backend=config.backend,
+        )
+        rgb = out.rgb[0]
+        if self.exposure:
+            rgb = self.exposure.apply(rgb, index)
+        mask = data.mask(image_index)
+        loss = photometric(rgb, truth, config.loss.dssim, None if mask is None else mask.to(self.device))
+        self._average("psnr", psnr(rgb.detach(), truth, mask))
+        if config.loss.depth:
+            depth = data.depth(image_index)
+            if depth is not None:
+                scaled = depth.to(self.device) * self.frame.scale
+                loss = loss + config.loss.depth * depth_loss(out.depth[0], scaled, out.alpha[0])
+        return out, loss
+
+    def _background(self, data: Dataset, index: int, truth: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The colour behind the render, and the photograph over the same colour."""
+        alpha = data.alpha(index)
+        fixed = torch.tensor(_background_of(self.config, data), device=self.device)
+        if not self.config.loss.random_background:
+            return truth, fixed if bool(fixed.any()) else None
+        color = torch.rand(3, generator=self.generator).to(self.device)
+        if alpha is not None:
+            through = 1.0 - alpha.to(self.device).float()[..., None] / 255.0
+            truth = truth + through * (color - fixed)
+        return truth, color
+
+    def _set_rates(self, step: int) -> None:
+        o = self.config.optim
+        t = step / max(self.config.steps - 1, 1)
+        for group in self.optimizer.param_groups:
+            if group["name"] == "means":
+                group["lr"] = math.exp((1 - t) * math.log(o.means_lr) + t * math.log(o.means_lr_final))
+
+    def _sh_degree(self, step: int) -> int:
+        model = self.config.model
+        each = max(1, round(model.sh_interval * self.config.steps))
+        return min(model.sh_degree, step // each)
+
+    def _batch(self, step: int, count: int) -> list[int]:
+        """Which training images a step sees: every image once per epoch, in an order fixed by the seed."""
+        chosen = []
+        for k in range(step * self.config.optim.batch, (step + 1) * self.config.optim.batch):
+            epoch, place = divmod(k, count)
+            order = torch.Generator().manual_seed(hash((self.config.seed, epoch)) & 0x7FFFFFFF)
+            chosen.append(int(torch.randperm(count, generator=order)[place]))
+        return chosen
+
+    def _level(self, step: int) -> _Level:
+        """The data at the size that this step trains on."""
+        sizes = self.config.coarse_to_fine
+        place = int(step / max(0.3 * self.config.steps, 1) * len(sizes))
+        factor = sizes[place] if place < len(sizes) else 1
+        if factor not in self._levels:
+            self._levels.clear()  # an earlier, smaller one is not needed again
+            data = self.dataset if factor == 1 else self.dataset.at_size(factor)
+            cameras = self.frame.cameras(data.cameras[data.train])
+            self._levels[factor] = _Level(data, cameras, self.device)
+        return self._levels[factor]
+
+    def _average(self, what: str, value: float) -> None:
+        old = self.running[what]
+        self.running[what] = value if math.isnan(old) else 0.98 * old + 0.02 * value
+
+    def _after_step(self, log: TrainLog) -> None:
+        step, config = self.step_index, self.config
+        count = len(self.mode.gaussian_params["means"])
+        look = step % config.eval_every == 0 or step == config.steps
+        if step % 10 == 0 or look:
+            speed = step / max(self.seconds, 1e-9)
+            text = f"loss {self.running['loss']:.4f}  PSNR {self.running['psnr']:.2f} dB  {count:,} Gaussians"
+            log.show(step, f"{text}  {speed:.1f} steps/s")
+        if step % 50 == 0 or look:
+            row = {"step": step, "loss": self.running["loss"], "psnr": self.running["psnr"], "gaussians": count}
+            row |= {"seconds": round(self.seconds, 3), "lr_means": self._rate("means")}
+            if look and self.dataset.test and config.eval_views:
+                row["test_psnr"] = self._look()
+                log.test(row["test_psnr"])
+            log.write(row)
+        if step % config.checkpoint_every == 0 and step < config.steps:
+            self.save_checkpoint()
+
+    def _rate(self, name: str) -> float:
+        return next(g["lr"] for g in self.optimizer.param_groups if g["name"] == name)
+
+    def _look(self) -> float:
+        """Mean PSNR of a few test views, spread evenly."""
+        test = self.dataset.test
+        count = min(self.config.eval_views, len(test))
+        some = [test[i * len(test) // count] for i in range(count)]
+        views = rendered_views(self.scene(), self.dataset, some, self.config.backend)
+        return sum(psnr(render, truth, mask) for _, render, truth, mask in views) / count
+
+    def scene(self) -> Scene:
+        """The scene as it is now, in the data's own frame."""
+        data = self.dataset
+        state = dict(self.mode.state())
+        if self.exposure:
+            state["exposure.delta"] = self.exposure.delta.detach().clone()
+        name = raster.backend_for(self.mode.gaussian_params["means"], self.config.backend).__name__
+        names = data.cameras.names
+        return Scene(
+            gaussians=self.frame.undo(self.mode.at(None)),
+            cameras=data.cameras,
+            mode=self.config.mode,
+            mode_state=state,
+            units=self.frame.units(),
+            config=self.config,
+            info={
+                "source": str(self.source.resolve()),
+                "split": {"train": [names[i] for i in data.train], "test": [names[i] for i in data.test]},
+                "background": _background_of(self.config, data),
+                "training": {
+                    "seconds": round(self.seconds, 3),
+                    "steps": self.step_index,
+                    "peak_memory_bytes": memory.peak(),
+                    "backend": name.rsplit(".", 1)[-1],
+                },
+            },
+        )
+
+    def finish(self) -> Scene:
+        """Write the run folder: the scene, its metrics and its report."""
+        scene = self.scene()
+        scene.save(self.folder)
+        atomic_write_json(self.folder / METRICS, measure(scene, self.dataset, self.config.backend))
+        if self.config.report:
+            from featuresplat.report import write_report
+
+            write_report(self.folder)
+        return scene
+
+    def save_checkpoint(self) -> Path:
+        """Everything that the remaining steps depend on."""
+        tensors: dict[str, Any] = {
+            "params": {k: p.detach() for k, p in self.mode.gaussian_params.items()},
+            "optimizer": _moments(self.optimizer),
+            "strategy": self.strategy.state_dict(),
+            "generator": {"state": self.generator.get_state()},
+        }
+        if self.extra_optimizer:
+            tensors["extra"] = {g["name"]: g["params"][0].detach() for g in self.extra_optimizer.param_groups}
+            tensors["extra_optimizer"] = _moments(self.extra_optimizer)
+        meta = {"step": self.step_index, "seconds": self.seconds, "running": self.running}
+        meta["config"] = to_dict(self.config)
+        path = checkpoint_path(self.folder / CHECKPOINTS, self.step_index)
+        save_checkpoint(path, tensors, meta)
+        prune_checkpoints(self.folder / CHECKPOINTS, KEEP_CHECKPOINTS)
+        return path
+
+    def _restore(self) -> None:
+        path = latest_checkpoint(self.folder / CHECKPOINTS)
+        if path is None:
+            raise FeaturesplatError(f"{self.folder}: holds no checkpoint to resume from", "Leave --resume out.")
+        saved = load_checkpoint(path)
+        for name, value in saved.tensors["params"].items():
+            self.mode.gaussian_params[name] = torch.nn.Parameter(value.to(self.device))
+        for group in self.optimizer.param_groups:
+            group["params"] = [self.mode.gaussian_params[group["name"]]]
+        _restore_moments(self.optimizer, saved.tensors.get("optimizer", {}))
+        self.strategy.load_state_dict(saved.tensors.get("strategy", {}))
+        self.generator.set_state(saved.tensors["generator"]["state"])
+        if self.extra_optimizer:
+            for group in self.extra_optimizer.param_groups:
+                group["params"][0].data.copy_(saved.tensors["extra"][group["name"]])
+            _restore_moments(self.extra_optimizer, saved.tensors.get("extra_optimizer", {}))
+        self.step_index, self.seconds = saved.meta["step"], saved.meta["seconds"]
+        self.running = dict(saved.meta["running"])
+
+    def _plan_memory(self) -> None:
+        sizes = list(zip(self.dataset.cameras.widths, self.dataset.cameras.heights, strict=True))  # pyright: ignore
+        cached = min(sum(w * h * 3 for w, h in sizes), 2 * memory.GIB)
+        model = self.config.model
+        start = 0 if self.dataset.points is None else len(self.dataset.points)
+        count = max(model.budget, min(start, model.budget), model.init_count)
+        self.plan = memory.plan(count, model.sh_degree, max(w * h for w, h in sizes), cached)
+        if self.device.type == "cpu":
+            memory.check(self.plan)
+
+    def _ask_stop(self, *_) -> None:
+        if self.stop_asked:
+            raise KeyboardInterrupt
+        self.stop_asked = True
+
+
+class _Level:
+    """The data at one image size, with its cameras ready on the device."""
+
+    def __init__(self, dataset: Dataset, cameras, device: torch.device):
+        self.dataset, self.cameras = dataset, cameras
+        self.viewmats = cameras.viewmats.to(device, torch.float32)
+        self.Ks = cameras.Ks.to(device, torch.float32)
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """Adam's state by the group's name."""
+    out = {}
+    for group in optimizer.param_groups:
+        state = optimizer.state.get(group["params"][0])
+        if state:
+            out[group["name"]] = {k: torch.as_tensor(v).detach() for k, v in state.items()}
+    return out
+
+
+def _restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, dict[str, Tensor]]) -> None:
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        if group["name"] in saved:
+            p = group["params"][0]
+            optimizer.state[p] = {k: v.to(p.device) if k != "step" else v for k, v in saved[group["name"]].items()}
+
+
+def _background_of(config: TrainConfig, data: Dataset) -> list[float]:
+    """What renders are laid over: the colour behind transparent images; black for photographs."""
+    if data.alpha(data.train[0]) is None:
+        return [0.0, 0.0, 0.0]
+    return {"white": [1.0] * 3, "black": [0.0] * 3, "gray": [0.5] * 3}[config.data.background]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise FeaturesplatError(f"device: '{name}' is not known", "Use auto, cpu, cuda or cuda:N.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise FeaturesplatError("device: no CUDA GPU is usable here", "Use --device cpu, or run 'featuresplat doctor'.")
+    return device
+
+
+def _claim(folder: Path, config: TrainConfig) -> None:
+    """Refuse to overwrite another run unless told to."""
+    if folder.exists() and not folder.is_dir():
+        raise FeaturesplatError(f"{folder}: is a file", "Give another --out.")
+    used = (folder / "scene.json").exists() or any((folder / CHECKPOINTS).glob("*.safetensors"))
+    if used and not (config.resume or config.overwrite):
+        raise FeaturesplatError(
+            f"{folder}: holds a run already", "Add --resume to go on, --overwrite to start anew, or another --out."
+        )
+    if used and config.overwrite and not config.resume:
+        for path in (folder / CHECKPOINTS).glob("*.safetensors"):
+            path.unlink()
+
+
+def _on_interrupt(handler):
+    """Install a SIGINT handler where that is possible; returns the one before it."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGINT, handler)
