@@ -6,8 +6,9 @@
 Trains once in this process and reads the run's own log while it grows. A level counts as reached at the first
 look at the test views whose mean is at least that; looks are ``--look`` steps apart. "wall" runs from the call
 until the look's line is in the log: reading the photographs and all looks at test views are in it; "CPU" is what
-this process used of all cores until then. "training" is the clock of the log itself. The last row is the final
-evaluation on all test views. Measure on a machine that does nothing else.
+this process used of all cores until then. "training" is the clock of the log itself: steps and earlier looks,
+without the reading. The last line is the final evaluation on all test views. Measure on a machine
+that does nothing else.
 """
 
 from __future__ import annotations

@@ -67,17 +67,14 @@ void ssim_strip(const fs::Photometric& p, int64_t strip) {
       // One vector more than the taps need: the last one of the loop below may reach past the row's end.
       for (int64_t at = start - halo; at < stop + halo + 16; at += 16) {
         V m = set(0.f), v = m, xx = m, yy = m, xy = m;
-        auto add = [&](V g, V a, V b) {
+        for (int64_t k = 0; k < rows.count; ++k) {
+          const V g = set(rows.window[k]);
+          const V a = load_within(p.render + (rows.first + k) * n, at, n);
+          const V b = load_within(p.truth + (rows.first + k) * n, at, n);
           const V ga = g * a, gb = g * b;
           m = m + ga, v = v + gb;
           xx = fma(ga, a, xx), yy = fma(gb, b, yy), xy = fma(ga, b, xy);
-        };
-        const float *x = p.render + rows.first * n, *t = p.truth + rows.first * n;
-        if (at >= 0 && at + 16 <= n)
-          for (int64_t k = 0; k < rows.count; ++k, x += n, t += n) add(set(rows.window[k]), load(x + at), load(t + at));
-        else
-          for (int64_t k = 0; k < rows.count; ++k, x += n, t += n)
-            add(set(rows.window[k]), load_within(x, at, n), load_within(t, at, n));
+        }
         const int64_t j = at - (start - halo);
         store(sums[0] + j, m), store(sums[1] + j, v), store(sums[2] + j, xx), store(sums[3] + j, yy);
         store(sums[4] + j, xy);
@@ -121,19 +118,13 @@ void ssim_grad_strip(const fs::Photometric& p, int64_t strip) {
       const int64_t stop = start + kChunk < n ? start + kChunk : n;
       for (int64_t at = start - halo; at < stop + halo + 16; at += 16) {
         V r = zero, q = zero, s = zero;
-        const float* from = p.maps + rows.first * n;
-        if (at >= 0 && at + 16 <= n)
-          for (int64_t k = 0; k < rows.count; ++k, from += n) {
-            const V g = set(rows.window[k]);
-            r = fma(g, load(from + at), r), q = fma(g, load(from + plane + at), q);
-            s = fma(g, load(from + 2 * plane + at), s);
-          }
-        else
-          for (int64_t k = 0; k < rows.count; ++k, from += n) {
-            const V g = set(rows.window[k]);
-            r = fma(g, load_within(from, at, n), r), q = fma(g, load_within(from + plane, at, n), q);
-            s = fma(g, load_within(from + 2 * plane, at, n), s);
-          }
+        for (int64_t k = 0; k < rows.count; ++k) {
+          const V g = set(rows.window[k]);
+          const float* from = p.maps + (rows.first + k) * n;
+          r = fma(g, load_within(from, at, n), r);
+          q = fma(g, load_within(from + plane, at, n), q);
+          s = fma(g, load_within(from + 2 * plane, at, n), s);
+        }
         const int64_t j = at - (start - halo);
         store(sums[0] + j, r), store(sums[1] + j, q), store(sums[2] + j, s);
       }

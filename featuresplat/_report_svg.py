@@ -95,8 +95,10 @@ def layout_chart(
         An ``<svg>`` element, or "" when there is nothing to draw.
     """
     pick = list(axes)
-    # Far points (skies) would shrink the rest to a dot: they fall outside of the picture.
-    box = [positions[:, pick], np.percentile(points[:, pick], [4, 96], axis=0)] if len(points) else [positions[:, pick]]
+    # Far points (walls, skies) would shrink the rest to a dot: they fall outside of the picture.
+    box = (
+        [positions[:, pick], np.percentile(points[:, pick], [15, 85], axis=0)] if len(points) else [positions[:, pick]]
+    )
     around = np.concatenate(box)
     if not len(around):
         return ""

@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from featuresplat.raster import _native
 
@@ -59,6 +60,7 @@ class _Photometric(torch.autograd.Function):
         return loss[0].to(torch.float32)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *upstream):
         (grad,) = ctx.saved_tensors
         return upstream[0] * grad, None, None, None, None

@@ -23,7 +23,7 @@ def l1(render: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
     Raises:
         FeaturesplatError: the sizes differ.
     """
-    _check(render, truth, mask)
+    check_images(render, truth, mask)
     difference = (render - truth).abs()
     if mask is None:
         return difference.mean()
@@ -57,7 +57,7 @@ def photometric(render: Tensor, truth: Tensor, dssim: float, mask: Tensor | None
     Raises:
         FeaturesplatError: the sizes differ.
     """
-    _check(render, truth, mask)
+    check_images(render, truth, mask)
     weight, count = None, float(max(render.numel(), 1))
     if mask is not None:
         kept = mask[..., None]
@@ -101,7 +101,8 @@ def depth_loss(depth: Tensor, truth: Tensor, alpha: Tensor) -> Tensor:
     return (alpha * inverse.abs()).sum() / known.sum().clamp(min=1)
 
 
-def _check(render: Tensor, truth: Tensor, mask: Tensor | None) -> None:
+def check_images(render: Tensor, truth: Tensor, mask: Tensor | None = None) -> None:
+    """Raise a FeaturesplatError unless both are [H, W, C] of one size and the mask, if any, is bool [H, W]."""
     if render.ndim != 3 or render.shape != truth.shape:
         raise FeaturesplatError(
             f"images: expected two of the same [H, W, C], got {list(render.shape)} and {list(truth.shape)}",

@@ -70,7 +70,7 @@ class ReportData:
 
     Attributes:
         title: name of the run.
-        source: what it was trained from.
+        source: what it was trained from: the last two parts of the path, as reports are passed on to others.
         preset: name of the configuration.
         metrics: metrics.json.
         log: rows of log.jsonl.
@@ -122,7 +122,7 @@ def gather(run: str | Path, max_views: int = MAX_VIEWS, dataset: Dataset | None 
     scene = Scene.load(run)
     data = ReportData(
         title=run.resolve().name,
-        source=str(scene.info.get("source") or ""),
+        source="/".join(Path(scene.info.get("source") or "").parts[-2:]),
         preset=scene.config.config if scene.config is not None else "",
         metrics=read_metrics(run / "metrics.json"),
         log=read_log(run / "log.jsonl"),

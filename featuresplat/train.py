@@ -33,11 +33,14 @@ from featuresplat.metrics import psnr
 from featuresplat.normalization import Normalization
 from featuresplat.poses import PoseRefiner
 from featuresplat.scene import Scene
+from featuresplat.sweep import sweep
 from featuresplat.trainlog import TrainLog
+from featuresplat.types import Cameras, PointCloud
 
 CHECKPOINTS = "checkpoints"
 KEEP_CHECKPOINTS = 2
 NEAR = 0.01  # of the camera extent
+SWEEP_RAYS, FEWEST_POINTS = 10_000, 500
 
 
 class Interrupted(KeyboardInterrupt):
@@ -83,8 +86,8 @@ class Trainer:
             raise FeaturesplatError(f"{source}: no image is left to train on", "Use --split all or add photographs.")
         self._plan_memory()
         self.frame = Normalization.of(self.dataset.cameras[self.dataset.train], self.dataset.points)
-        points = None if self.dataset.points is None else self.frame.points(self.dataset.points)
         cameras = self.frame.cameras(self.dataset.cameras[self.dataset.train])
+        points = self._start_points(cameras)
         self.mode = registry.load("modes", config.mode).Mode(config, cameras, points, self.device)
         self.exposure = Exposure(len(cameras), self.device) if config.exposure.enabled else None
         self.poses = PoseRefiner(len(cameras), self.device) if config.pose.enabled else None
@@ -105,6 +108,16 @@ class Trainer:
         self.stop_asked = False
         if config.resume:
             self._restore()
+
+    def _start_points(self, cameras: Cameras) -> PointCloud | None:
+        """The data's points in the training frame; where it has none, points found by plane sweep."""
+        data = self.dataset
+        if data.points is not None:
+            return self.frame.points(data.points)
+        if self.config.model.init == "random" or self.config.resume:
+            return None
+        found = sweep(lambda i: data.image(data.train[i]), cameras, SWEEP_RAYS, self.generator)
+        return found if len(found) >= FEWEST_POINTS else None
 
     def run(self) -> None:
         """All remaining steps, with log, looks at test views, checkpoints; Ctrl-C saves and raises Interrupted."""

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "featuresplat"
 
 LAYERS = {
     0: "errors types geometry config registry paths normalization poses exposure memory",
-    1: "raster io datasets teachers losses metrics densify points _ssim",
+    1: "raster io datasets teachers losses metrics densify points sweep _ssim",
     2: "fields prompts modes scene",
     3: "train trainlog evaluate report _report_page _report_layout _report_svg render export",
     4: "cli doctor demo viewer integrations",

@@ -36,6 +36,15 @@ from featuresplat.types import Cameras, Gaussians
 EVIL = '<script>alert("x")</script>\'"&.png'
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny pictures: waking threads on a busy machine takes longer than the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def ring(count: int = 12, radius: float = 2.0, height: float = 1.0) -> Cameras:
     """Cameras on a circle around the origin in the x-z plane; y is down, as look_at has it."""
     target = torch.zeros(3, dtype=torch.float64)

@@ -83,6 +83,7 @@ class Dataset:
             raise FeaturesplatError(f"downscale: expected at least 1, got {downscale_factor}.", "2 halves the size.")
         sizes = [_reduced(w, h, downscale_factor) for w, h in zip(self._widths, self._heights, strict=True)]
         cameras = self.cameras.resized([w for w, _ in sizes], [h for _, h in sizes])
+        cameras = replace(cameras, viewmats=cameras.viewmats.clone())
         train, test = list(self.train), list(self.test)
         return replace(
             self, cameras=cameras, train=train, test=test, _views=SmallerViews(self, sizes), _cache=OrderedDict()

@@ -2,7 +2,8 @@
 
 Started by :mod:`featuresplat.datasets._sfm` as a plain script with one argument, a JSON file of settings. It
 imports nothing of featuresplat (no torch: starts in a blink, no second OpenMP runtime). It reports on stdout, one
-JSON object a line: ``{"text", "done", "total"}`` for progress, with ``"watch"`` the table whose rows tell how far; COLMAP's own log goes to stderr.
+JSON object a line: ``{"text", "done", "total"}`` for progress, with ``"watch"`` the table of the database whose rows
+tell how far the step is. COLMAP's own log goes to stderr.
 """
 
 from __future__ import annotations

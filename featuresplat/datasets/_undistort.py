@@ -78,8 +78,7 @@ class Undistortion:
         u, v, seen = sources(lens, *np.meshgrid(x, y))
         # grid_sample without align_corners takes -1 and 1 as the outer edges of the outermost pixels: our convention.
         grid = np.stack([2 * u / lens.width - 1, 2 * v / lens.height - 1], axis=-1)
-        grid[~seen] = 2.0
-        self.grid = torch.from_numpy(grid.astype(np.float32))
+        self.grid = torch.from_numpy(np.nan_to_num(grid, nan=2.0, posinf=2.0, neginf=-2.0).astype(np.float32))
         self.valid = torch.from_numpy(seen)
 
     def apply(self, image: Tensor) -> Tensor:

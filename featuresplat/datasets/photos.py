@@ -25,6 +25,7 @@ ORDER = 90
 LAYOUT = "plain photographs: a folder of images (or with images/ in it), whose poses are then found"
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 _OTHER_LAYOUTS = ("sparse", "colmap", "distorted", "cameras.bin", "cameras.txt", "scene.json")
+_COLMAP_READS = ("JPEG", "MPO", "PNG", "TIFF", "BMP")
 _ORIENTATION, _MAKE, _MODEL, _EXIF = 0x0112, 0x010F, 0x0110, 0x8769
 _FOCAL, _FOCAL_35MM = 0x920A, 0xA405
 
@@ -108,11 +109,15 @@ def _prepare_one(file: Path, target: Path) -> tuple:
         )
         if target.exists():
             return shared
-        if turn in range(2, 9):
+        if turn in range(2, 9) or image.format not in _COLMAP_READS or image.mode in ("CMYK", "P"):
             upright = ImageOps.exif_transpose(image)  # drops the orientation from the EXIF block, keeps the rest
+            if upright.mode in ("CMYK", "P"):
+                upright = upright.convert("RGBA" if "transparency" in upright.info else "RGB")
             part = target.with_name(f".{target.name}")
-            how = {"quality": 95, "subsampling": 0} if image.format == "JPEG" else {}
-            upright.save(part, format=image.format, exif=upright.getexif(), **how)
+            if image.format == "JPEG":
+                upright.save(part, format="JPEG", quality=95, subsampling=0, exif=upright.getexif())
+            else:  # the name stays; readers go by what is inside
+                upright.save(part, format="PNG", exif=upright.getexif(), compress_level=1)
             os.replace(part, target)
             return shared
         image.draft("L", (image.width // 8, image.height // 8))  # JPEG: eight times faster, finds truncation alike

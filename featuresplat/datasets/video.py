@@ -76,6 +76,7 @@ def extract_frames(path: Path, folder: Path, count: int, progress: _sfm.Progress
     """
     _require_av()
     import av
+    from av.error import FFmpegError
     from PIL import Image
 
     names: list[str] = []
@@ -88,7 +89,7 @@ def extract_frames(path: Path, folder: Path, count: int, progress: _sfm.Progress
             for index, pixels in _sharpest(film, total, count, progress):
                 names.append(f"frame_{index:06d}.jpg")
                 Image.fromarray(pixels).save(folder / names[-1], quality=95, subsampling=0)
-    except (av.FFmpegError, UnicodeError) as error:
+    except (FFmpegError, UnicodeError) as error:
         if len(names) < 3:
             raise _not_a_video(path, str(error)) from error
         # A file cut short is used as far as it goes.

@@ -32,9 +32,7 @@ class Classic:
 
     absgrad = True
 
-    def __init__(
-        self, config: DensifyConfig, budget: int, steps: int, scene_extent: float, *, absolute: bool = False
-    ):
+    def __init__(self, config: DensifyConfig, budget: int, steps: int, scene_extent: float, *, absolute: bool = False):
         self.config, self.budget, self.extent, self.absolute = config, budget, scene_extent, absolute
         self.first, self.last = config.start * steps, config.stop * steps
         self.sums = torch.zeros(0)
@@ -47,7 +45,8 @@ class Classic:
         return {"sums": self.sums.clone(), "views": self.views.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.sums, self.views = state["sums"].clone(), state["views"].clone()
+        """An empty state, as of a run that used another strategy, starts the averages anew."""
+        self.sums, self.views = (state.get(k, torch.zeros(0)).clone() for k in ("sums", "views"))
 
     @torch.no_grad()
     def after_step(self, step, params, optimizer, out, generator) -> None:

@@ -41,7 +41,8 @@ def relocated(opacities: Tensor, scales: Tensor, copies: Tensor) -> tuple[Tensor
     j = torch.arange(1, MOST_COPIES + 1, dtype=torch.float64, device=o.device)
     table = torch.zeros(MOST_COPIES + 1, MOST_COPIES, dtype=torch.float64)
     for row in range(1, MOST_COPIES + 1):
-        table[row, :row] = torch.tensor([math.comb(row, i) * (-1) ** (i + 1) / math.sqrt(i) for i in range(1, row + 1)])
+        terms = [math.comb(row, i) * (-1) ** (i + 1) / math.sqrt(i) for i in range(1, row + 1)]
+        table[row, :row] = torch.tensor(terms, dtype=torch.float64)
     total = (table.to(o.device)[copies] * shared[:, None] ** j).sum(1)
     return shared.to(opacities.dtype), scales * (o / total).to(scales.dtype)[:, None]
 
@@ -72,8 +73,14 @@ class MCMC:
         """See `featuresplat.densify.Strategy`."""
         if self.first < step < self.last and step % self.config.every == 0:
             self.relocate(params, optimizer, generator)
-            self.grow(params, optimizer, generator)
+            self.grow(params, optimizer, generator, self.share(step, len(params["means"])))
         self.add_noise(params, optimizer, generator)
+
+    def share(self, step: int, count: int) -> float:
+        """How much more Gaussians this round brings: the configured share, or what it takes to reach the budget by
+        the middle of the rounds when that is more (a short training has few rounds)."""
+        rounds = max(1, int((0.5 * (self.first + self.last) - step) // self.config.every) + 1)
+        return max(self.config.growth, (self.budget / count) ** (1 / rounds) - 1)
 
     @torch.no_grad()
     def relocate(self, params: _edit.Params, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
@@ -95,10 +102,12 @@ class MCMC:
         return len(dead)
 
     @torch.no_grad()
-    def grow(self, params: _edit.Params, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
-        """Add the configured share of Gaussians, within the budget, as copies drawn by opacity; returns how many."""
+    def grow(
+        self, params: _edit.Params, optimizer: torch.optim.Optimizer, generator: torch.Generator, share: float
+    ) -> int:
+        """Add that share of Gaussians, within the budget, as copies drawn by opacity; returns how many."""
         count = len(params["means"])
-        extra = min(self.budget, int(count * (1 + self.config.growth))) - count
+        extra = min(self.budget, int(count * (1 + share))) - count
         opacities = params["logit_opacities"].sigmoid()
         drawable = torch.where(params["means"].isfinite().all(1), opacities.nan_to_num(0), 0)
         if extra <= 0 or not drawable.any():
