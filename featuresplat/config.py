@@ -117,7 +117,8 @@ class DensifyConfig:
     min_opacity: float = 0.005
     """Gaussians below are dead (mcmc) or pruned (classic)."""
     growth: float = 0.05
-    """mcmc: how much more Gaussians each round may bring, as a share."""
+    """mcmc: how much more Gaussians each round brings at least, as a share; more where the budget would not be
+    reached by the middle of the rounds."""
     noise: float = 5e5
     """mcmc: strength of the exploration noise on positions."""
     grad_threshold: float = 2e-4
@@ -135,8 +136,8 @@ class ExposureConfig:
     enabled: bool = False
     """Fit an affine colour transform per training image. A held-out view gets the one that its pose predicts from
     its neighbours; no pixel of it is looked at."""
-    lr: float = 2e-3
-    """Learning rate."""
+    lr: float = 5e-4
+    """Learning rate at the start; it falls to a hundredth."""
     regularise: float = 0.01
     """Pull of the mean transform to the identity."""
 
@@ -148,7 +149,7 @@ class PoseConfig:
     enabled: bool = False
     """Refine the poses of training images."""
     lr: float = 1e-4
-    """Learning rate, radians and scene extents."""
+    """Learning rate at the start, radians and scene extents; it falls to a hundredth."""
 
 
 @dataclass

@@ -15,7 +15,7 @@ from featuresplat import raster
 from featuresplat.datasets import Dataset, load_dataset
 from featuresplat.errors import FeaturesplatError
 from featuresplat.io.atomic import atomic_write_json
-from featuresplat.metrics import image_metrics, lpips
+from featuresplat.metrics import image_metrics
 from featuresplat.scene import Scene
 
 FORMAT = 1
@@ -53,8 +53,9 @@ def measure(scene: Scene, dataset: Dataset, backend: str | None = None) -> dict[
     images = []
     perceptual: list[float | None] = []
     for name, render, truth, mask in rendered_views(scene, dataset, dataset.test, backend):
-        images.append({"name": name, **image_metrics(render, truth, mask)})
-        perceptual.append(lpips(render, truth))
+        found = image_metrics(render, truth, mask)
+        images.append({"name": name, **found})
+        perceptual.append(found["lpips"])
     training = scene.info.get("training", {})
     return {
         "format": FORMAT,

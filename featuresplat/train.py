@@ -40,6 +40,7 @@ from featuresplat.types import Cameras, PointCloud
 CHECKPOINTS = "checkpoints"
 KEEP_CHECKPOINTS = 2
 NEAR = 0.01  # of the camera extent
+FINAL_CORRECTION_RATE = 0.01  # of exposures and poses, as a share of the first
 SWEEP_RAYS, FEWEST_POINTS = 10_000, 500
 
 
@@ -96,9 +97,9 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.mode.parameter_groups(), eps=1e-15, fused=fused)
         extra = []
         if self.exposure:
-            extra.append({"name": "exposure", "params": [self.exposure.delta], "lr": config.exposure.lr})
+            extra.append({"name": "exposure", "params": [self.exposure.delta], "initial_lr": config.exposure.lr})
         if self.poses:
-            extra.append({"name": "poses", "params": [self.poses.twist], "lr": config.pose.lr})
+            extra.append({"name": "poses", "params": [self.poses.twist], "initial_lr": config.pose.lr})
         self.extra_optimizer = torch.optim.Adam(extra, eps=1e-15) if extra else None
         self.settings = raster.RasterSettings(near=NEAR, antialiased=config.model.antialiased)
         self._levels: dict[int, _Level] = {}
@@ -114,7 +115,7 @@ class Trainer:
         data = self.dataset
         if data.points is not None:
             return self.frame.points(data.points)
-        if self.config.model.init == "random" or self.config.resume:
+        if self.config.model.init != "auto" or self.config.resume:
             return None
         found = sweep(lambda i: data.image(data.train[i]), cameras, SWEEP_RAYS, self.generator)
         return found if len(found) >= FEWEST_POINTS else None
@@ -230,6 +231,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             if group["name"] == "means":
                 group["lr"] = math.exp((1 - t) * math.log(o.means_lr) + t * math.log(o.means_lr_final))
+        for group in self.extra_optimizer.param_groups if self.extra_optimizer else ():
+            # Corrections per image settle: each is seen once an epoch only, and a late jump would show.
+            group["lr"] = group["initial_lr"] * FINAL_CORRECTION_RATE**t
 
     def _sh_degree(self, step: int) -> int:
         model = self.config.model
@@ -304,7 +308,7 @@ class Trainer:
             mode=self.config.mode,
             mode_state=state,
             units=self.frame.units(),
-            config=self.config,
+            config=replace(self.config, resume=False, overwrite=False),
             info={
                 "source": str(self.source.resolve()),
                 "split": {"train": [names[i] for i in data.train], "test": [names[i] for i in data.test]},
@@ -326,7 +330,7 @@ class Trainer:
         if self.config.report:
             from featuresplat.report import write_report
 
-            write_report(self.folder)
+            write_report(self.folder, self.dataset)
         return scene
 
     def save_checkpoint(self) -> Path:

@@ -123,7 +123,11 @@ def test_the_image_hardly_changes(what):
     optimizer = make_optimizer(params)
     before = render(params)
     strategy = MCMC(DensifyConfig(growth=0.5), 1000, 100)
-    moved = getattr(strategy, what)(params, optimizer, torch.Generator().manual_seed(0))
+    moved = (
+        strategy.grow(params, optimizer, torch.Generator().manual_seed(0), 0.5)
+        if what == "grow"
+        else (strategy.relocate(params, optimizer, torch.Generator().manual_seed(0)))
+    )
     assert moved == (25 if what == "relocate" else 30)
     corrected = (render(params) - before).abs().mean()
     assert before.std() > 0.1
@@ -175,7 +179,7 @@ def test_growth_stops_at_the_budget():
 def test_more_gaussians_than_budget_are_left_alone():
     params = make_params(30)
     optimizer = make_optimizer(params)
-    assert MCMC(DensifyConfig(), 20, 100).grow(params, optimizer, torch.Generator()) == 0
+    assert MCMC(DensifyConfig(), 20, 100).grow(params, optimizer, torch.Generator(), 0.05) == 0
     check_consistent(params, optimizer, 30)
 
 
