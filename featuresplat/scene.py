@@ -11,7 +11,8 @@ import yaml
 from torch import Tensor
 
 from featuresplat import raster
-from featuresplat.config import TrainConfig, from_dict, to_dict
+from featuresplat.config import TrainConfig, load_config, to_dict
+from featuresplat.errors import FeaturesplatError
 from featuresplat.exposure import predict, transform
 from featuresplat.io.atomic import atomic_write_text
 from featuresplat.io.scene_folder import read_scene_folder, write_scene_folder
@@ -54,9 +55,7 @@ class Scene:
         """
         read = read_scene_folder(folder)
         path = Path(folder) / CONFIG
-        config = None
-        if path.is_file():
-            config = from_dict(TrainConfig, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+        config = load_config(path) if path.is_file() else None
         return Scene(
             gaussians=read.gaussians,
             cameras=read.cameras,
@@ -121,7 +120,13 @@ class Scene:
                 the scene's own.
             backgrounds: [3] or [C, 3]; default: what the scene was trained over.
             backend: see `featuresplat.rasterize`.
+
+        Raises:
+            FeaturesplatError: no field of that name.
         """
+        if features is not None and features not in self.fields:
+            known = ", ".join(self.fields) or "none"
+            raise FeaturesplatError(f"features: this scene has no field '{features}'", f"Its fields: {known}.")
         g = self.gaussians
         device = g.means.device
         if backgrounds is None and any(self.info.get("background", ())):

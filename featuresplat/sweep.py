@@ -42,12 +42,17 @@ def sweep(image: Callable[[int], Tensor], cameras: Cameras, count: int, generato
     sizes = [(s.shape[2], s.shape[1]) for s in small]
     cameras = cameras.resized([w for w, _ in sizes], [h for _, h in sizes]).to(torch.float32)
     gray = [s.mean(0, keepdim=True) for s in small]
-    parts = []
-    for i in range(len(cameras)):
-        others = _neighbours(cameras, i)
-        pixels = _textured(gray[i][0], max(1, count // len(cameras)), generator)
-        if len(others) and len(pixels):
-            parts.append(_sweep_view(small, gray, cameras, i, others, pixels))
+    parts, threads = [], torch.get_num_threads()
+    # Thousands of small operations: torch's threads would spend most of the time waiting for each other.
+    torch.set_num_threads(1)
+    try:
+        for i in range(len(cameras)):
+            others = _neighbours(cameras, i)
+            pixels = _textured(gray[i][0], max(1, count // len(cameras)), generator)
+            if len(others) and len(pixels):
+                parts.append(_sweep_view(small, gray, cameras, i, others, pixels))
+    finally:
+        torch.set_num_threads(threads)
     if not parts:
         return PointCloud(torch.zeros(0, 3), torch.zeros(0, 3))
     return PointCloud(torch.cat([p.xyz for p in parts]), torch.cat([p.rgb for p in parts]))

@@ -192,14 +192,14 @@ class Trainer:
             g.sh,
             viewmat[None],
             K[None],
-            level.cameras.widths[index],  # pyright: ignore[reportIndexIssue]
-            level.cameras.heights[index],  # pyright: ignore[reportIndexIssue]
+            *level.cameras.sizes[index],
             sh_degree=self._sh_degree(step),
             backgrounds=background,
             absgrad=self.strategy.absgrad,
             settings=self.settings,
             backend=config.backend,
         )
+        assert out.rgb is not None  # colours were given
         rgb = out.rgb[0]
         if self.exposure:
             rgb = self.exposure.apply(rgb, index)
@@ -371,11 +371,11 @@ class Trainer:
         self.running = dict(saved.meta["running"])
 
     def _plan_memory(self) -> None:
-        sizes = list(zip(self.dataset.cameras.widths, self.dataset.cameras.heights, strict=True))  # pyright: ignore
+        sizes = self.dataset.cameras.sizes
         cached = min(sum(w * h * 3 for w, h in sizes), 2 * memory.GIB)
         model = self.config.model
         start = 0 if self.dataset.points is None else len(self.dataset.points)
-        count = max(model.budget, min(start, model.budget), model.init_count)
+        count = min(model.budget, max(start, model.init_count)) if self.config.densify.strategy == "none" else model.budget
         self.plan = memory.plan(count, model.sh_degree, max(w * h for w, h in sizes), cached)
         if self.device.type == "cpu":
             memory.check(self.plan)
@@ -397,7 +397,7 @@ class _Level:
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
     """Adam's state by the group's name."""
-    out = {}
+    out: dict[str, dict[str, Tensor]] = {}
     for group in optimizer.param_groups:
         state = optimizer.state.get(group["params"][0])
         if state:

@@ -27,7 +27,7 @@ class TrainLog:
         self._keep_until(start)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the training is
         self._events = _event_writer(folder) if tensorboard else None
-        self._bar, self._task = _bar(steps, start) if progress else (None, None)
+        self._bar = _bar(steps, start) if progress else None
         self._test = ""
         self._last = time.monotonic()
 
@@ -44,7 +44,7 @@ class TrainLog:
         """Move the bar; without a terminal, print a line now and then."""
         if self._bar is None:
             return
-        self._bar.update(self._task, completed=step, text=f"{text}{self._test}")
+        self._bar.update(self._bar.tasks[0].id, completed=step, text=f"{text}{self._test}")
         if not self._bar.console.is_terminal and time.monotonic() - self._last > 15:
             self._last = time.monotonic()
             total = self._bar.tasks[0].total
@@ -89,10 +89,10 @@ def _bar(steps: int, start: int):
     bar = Progress(
         *columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=Console(file=sys.stdout)
     )  # fmt: skip
-    task = bar.add_task("train", total=steps, completed=start, text="")
+    bar.add_task("train", total=steps, completed=start, text="")
     if bar.console.is_terminal:
         bar.start()
-    return bar, task
+    return bar
 
 
 def _event_writer(folder: Path):

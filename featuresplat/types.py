@@ -178,6 +178,11 @@ class Cameras:
         return _shared("height", self.heights)
 
     @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """C pairs (width, height)."""
+        return list(zip(self.widths, self.heights, strict=True))  # pyright: ignore
+
+    @property
     def c2w(self) -> Tensor:
         """[C, 4, 4] camera-to-world."""
         return torch.linalg.inv(self.viewmats)

@@ -29,7 +29,7 @@ def test_a_million_gaussians_fit_into_eight_gib():
 def test_check_says_what_is_planned_and_what_is_free(monkeypatch):
     plan = memory.plan(1_000_000, 3, 640 * 360, 0)
     monkeypatch.setattr(memory, "available", lambda: plan.total - 1)
-    with pytest.raises(FeaturesplatError, match="Gaussians .* GiB.*are free") as caught:
+    with pytest.raises(FeaturesplatError, match=r"Gaussians .* GiB.*are free") as caught:
         memory.check(plan)
     assert "--model.budget" in caught.value.hint
     assert "--downscale" in caught.value.hint

@@ -37,7 +37,9 @@ def scene(folder) -> Scene:
 
 def test_saved_and_loaded_renders_the_same_to_the_bit(scene, tmp_path):
     g = torch.Generator().manual_seed(0)
-    fields = {name: FeatureField(torch.randn(len(scene.gaussians), d, generator=g), name) for name, d in (("a", 3), ("b", 5))}
+    fields = {
+        name: FeatureField(torch.randn(len(scene.gaussians), d, generator=g), name) for name, d in (("a", 3), ("b", 5))
+    }
     rich = replace(scene, fields=fields)
     assert rich.save(tmp_path / "copy") == tmp_path / "copy/scene.json"
     again = Scene.load(tmp_path / "copy")
@@ -45,7 +47,7 @@ def test_saved_and_loaded_renders_the_same_to_the_bit(scene, tmp_path):
         one, two = (s.render(scene.cameras[[0, 7]], features=name) for s in (rich, again))
         for what in ("rgb", "alpha", "depth", "features"):
             x, y = getattr(one, what), getattr(two, what)
-            assert (x is None and y is None) or torch.equal(x, y)
+            assert x is y is None or torch.equal(x, y)  # pyright: ignore[reportArgumentType]
         if name:
             assert one.features is not None
             assert one.features.shape[-1] == fields[name].dim
@@ -156,7 +158,7 @@ def test_missing_empty_and_unfinished_folders(tmp_path):
     with pytest.raises(FeaturesplatError, match="not a run folder"):
         Scene.load(tmp_path / "file")
     (tmp_path / "empty/log.jsonl").write_text("")
-    with pytest.raises(FeaturesplatError, match="no scene.json") as caught:
+    with pytest.raises(FeaturesplatError, match=r"no scene\.json") as caught:
         Scene.load(tmp_path / "empty")
     assert "--resume" in caught.value.hint
 
@@ -165,7 +167,7 @@ def test_missing_empty_and_unfinished_folders(tmp_path):
 def test_a_damaged_config_is_told(scene, tmp_path, text):
     scene.save(tmp_path / "run")
     (tmp_path / "run/config.yaml").write_text(text)
-    with pytest.raises(FeaturesplatError, match="config.yaml"):
+    with pytest.raises(FeaturesplatError, match=r"config\.yaml"):
         Scene.load(tmp_path / "run")
 
 

@@ -43,7 +43,9 @@ def small(out: Path, steps: int = 40, **changes) -> TrainConfig:
     return replace(config, **changes)
 
 
-def write_scene(folder: Path, views=range(0, 40, 4), shift=(0.0, 0.0, 0.0), scale=1.0, paint=None, mask=None, pose=None):
+def write_scene(
+    folder: Path, views=range(0, 40, 4), shift=(0.0, 0.0, 0.0), scale=1.0, paint=None, mask=None, pose=None
+):
     """Some demo views at 80x60 as a scene of their own, every 4th held out.
 
     ``shift`` and ``scale`` move the world; ``paint(image [60, 80, 3] uint8, k)`` changes a training image and may give
@@ -88,8 +90,8 @@ def write_scene(folder: Path, views=range(0, 40, 4), shift=(0.0, 0.0, 0.0), scal
 def everything(trainer: Trainer) -> dict[str, Tensor]:
     """All tensors that a training has learned or goes on from."""
     out = {k: p.detach().clone() for k, p in trainer.mode.gaussian_params.items()}
-    for optimizer in (trainer.optimizer, trainer.extra_optimizer):
-        for group in optimizer.param_groups if optimizer else []:
+    for optimizer in filter(None, (trainer.optimizer, trainer.extra_optimizer)):
+        for group in optimizer.param_groups:
             out |= {f"{group['name']}.{k}": torch.as_tensor(v) for k, v in optimizer.state[group["params"][0]].items()}
     if trainer.exposure and trainer.poses:
         out |= {"exposure": trainer.exposure.delta.detach(), "poses": trainer.poses.twist.detach()}
@@ -147,7 +149,7 @@ def test_resumed_training_equals_an_uninterrupted_one_to_the_bit(tiny, tmp_path,
     config = with_everything(tmp_path / "stopped", strategy)
     with monkeypatch.context() as patched:
         interrupt_at(patched, 20)
-        with pytest.raises(Interrupted, match="step 20 of 40.*--resume"):
+        with pytest.raises(Interrupted, match=r"step 20 of 40.*--resume"):
             train(tiny, config, progress=False)
     assert [p.name for p in (tmp_path / "stopped/checkpoints").iterdir()] == ["20.safetensors"]
     resumed = Trainer(tiny, replace(config, resume=True), progress=False)
@@ -191,7 +193,8 @@ def test_one_and_two_threads_agree_to_the_bit(tiny, tmp_path):
 
 def test_the_seed_decides(tiny, tmp_path):
     a, b, other = (
-        everything(trained(tiny, tiny_config(tmp_path / name, seed=seed))) for name, seed in (("a", 5), ("b", 5), ("c", 6))
+        everything(trained(tiny, tiny_config(tmp_path / name, seed=seed)))
+        for name, seed in (("a", 5), ("b", 5), ("c", 6))
     )
     assert same(a, b) == []
     assert "means" in same(a, other)
@@ -221,7 +224,7 @@ def test_run_folder_holds_what_is_promised(run):
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["160.safetensors", "80.safetensors"]
     assert load_checkpoint(out / "checkpoints/160.safetensors").meta["step"] == 160
     assert len(read_ply(out / "gaussians.ply").gaussians) == len(scene.gaussians) <= POINTS
-    assert 0 < scene.info["training"]["peak_memory_bytes"]
+    assert scene.info["training"]["peak_memory_bytes"] > 0
     assert scene.info["training"]["steps"] == 200
 
 
@@ -285,7 +288,7 @@ def test_far_and_large_coordinates_train_alike_and_come_back(tiny, tmp_path):
 
 def test_too_little_memory_is_told_before_the_start(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 100 << 20)
-    with pytest.raises(FeaturesplatError, match="0.10 GiB are free") as caught:
+    with pytest.raises(FeaturesplatError, match=r"0\.10 GiB are free") as caught:
         train(tiny, tiny_config(tmp_path / "run"), progress=False)
     assert "--model.budget" in caught.value.hint
     assert not (tmp_path / "run").exists()

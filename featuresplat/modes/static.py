@@ -79,7 +79,7 @@ def _random_points(cameras: Cameras, count: int, generator: torch.Generator) -> 
     """
     c2w, Ks = cameras.c2w.float(), cameras.Ks.float()
     which = torch.randint(len(cameras), (count,), generator=generator)
-    sizes = torch.tensor(list(zip(cameras.widths, cameras.heights, strict=True)), dtype=torch.float32)  # pyright: ignore
+    sizes = torch.tensor(cameras.sizes, dtype=torch.float32)
     pixels = torch.rand(count, 2, generator=generator) * sizes[which]
     K = Ks[which]
     x = (pixels[:, 0] - K[:, 0, 2]) / K[:, 0, 0]
