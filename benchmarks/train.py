@@ -84,7 +84,7 @@ def reached(looks: list[dict[str, Any]], level: float) -> dict[str, Any] | None:
 
 def measure(scene: Path, config: TrainConfig, run: Path) -> dict[str, Any]:
     """Train once and return the looks and the final numbers."""
-    from featuresplat.train import train
+    from featuresplat.trainer import train
 
     config.out, config.overwrite, config.report = run, True, False
     watch = LogWatch(run / "log.jsonl")

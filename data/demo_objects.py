@@ -112,9 +112,7 @@ def frying_pan() -> list[Part]:
 
 def bowl() -> list[Part]:
     """Deep ceramic mixing bowl with a rolled rim: white, two blue bands outside."""
-    outside = numbers(
-        "0 0.008, 0.09 0.008, 0.095 0, 0.11 0, 0.112 0.014, 0.165 0.05, 0.2 0.12, 0.21 0.2, 0.212 0.215"
-    )
+    outside = numbers("0 0.008, 0.09 0.008, 0.095 0, 0.11 0, 0.112 0.014, 0.165 0.05, 0.2 0.12, 0.21 0.2, 0.212 0.215")
     rim = numbers("0.228 0.217, 0.23 0.23, 0.212 0.232, 0.202 0.222")
     inside = numbers("0.192 0.13, 0.155 0.062, 0.1 0.026, 0 0.02")
     white, blue = (0.66, 0.64, 0.59), (0.035, 0.12, 0.42)
@@ -197,9 +195,7 @@ def teapot() -> list[Part]:
     end = [tuple(p[-2] + (p[-1] - p[-2]) * t) for t in (0, 0.5, 1)]
     mouth = tube(end, [(r[-2], r[-2] * 1.15), (r[-2] * 0.98, r[-2] * 1.1), (r[-2] * 0.8, r[-2] * 0.9)])
     mouth = mouth[0], mouth[1][:-2]
-    q = spline(
-        numbers("-0.14 0 0.212, -0.21 0 0.245, -0.29 0 0.225, -0.305 0 0.15, -0.26 0 0.09, -0.165 0 0.07"), 56
-    )
+    q = spline(numbers("-0.14 0 0.212, -0.21 0 0.245, -0.29 0 0.225, -0.305 0 0.15, -0.26 0 0.09, -0.165 0 0.07"), 56)
     handle = tube([tuple(c) for c in q], [(0.021, 0.0165)] * 56)
     meshes: list[Mesh] = [lathe(body), lathe(lid), spout, mouth, inside, handle]
     return [(m, s.material) for m in meshes]
@@ -222,13 +218,9 @@ def orange(radius: float = 0.1) -> list[Part]:
         star.append((q * math.cos(a), q * math.sin(a), zc + 0.006))
     faces = [[0, 1 + k, 1 + (k + 1) % 10] for k in range(10)]
     whole = lathe([(0, 0), *zip(r[1:-1], z[1:-1], strict=True), (0, z[-1])])
-    half = lathe(
-        [(0, -radius), *[(radius * math.sin(a), -radius * math.cos(a)) for a in np.linspace(0.03, 1.56, 40)]]
-    )
+    half = lathe([(0, -radius), *[(radius * math.sin(a), -radius * math.cos(a)) for a in np.linspace(0.03, 1.56, 40)]])
     flesh = Shader("orange flesh", roughness=0.5, Subsurface_Weight=0.1, Subsurface_Scale=0.02)
-    juicy = flesh.ramp(
-        flesh.noise(60, 3, distortion=1.0), [(0.35, (0.86, 0.8, 0.7)), (0.65, (1.05, 1.05, 1.0))]
-    )
+    juicy = flesh.ramp(flesh.noise(60, 3, distortion=1.0), [(0.35, (0.86, 0.8, 0.7)), (0.65, (1.05, 1.05, 1.0))])
     flesh.set("Base Color", flesh.mix(1.0, flesh.attribute("paint"), juicy, "MULTIPLY"))
     disc = cut_face(radius)
     tilt, at = Matrix.Rotation(math.radians(24), 3, Vector((1, 0.4, 0))), Vector((0.20, -0.08, radius))

@@ -60,25 +60,19 @@ def build_room() -> None:
     oak = shapes.wood("floor", (0.16, 0.085, 0.04), (0.36, 0.21, 0.11), 0.5, roughness=0.5)
     add_object("floor", [(box((2 * half, 2 * half, 0.1), (0, 0, floor - 0.05)), oak.material)])
     paint = shader("wall", roughness=0.9)
-    paint.set(
-        "Base Color", paint.ramp(paint.noise(1.1, 3), [(0.3, (0.52, 0.56, 0.53)), (0.7, (0.62, 0.65, 0.61))])
-    )
+    paint.set("Base Color", paint.ramp(paint.noise(1.1, 3), [(0.3, (0.52, 0.56, 0.53)), (0.7, (0.62, 0.65, 0.61))]))
     white = shader("skirting", (0.75, 0.74, 0.7), 0.5)
     walls, skirts = [], []
     for sx, sy in ((1, 0), (-1, 0), (0, 1), (0, -1)):
         long = (0.1, 2 * half + 0.1) if sx else (2 * half + 0.1, 0.1)
-        walls.append(
-            (box((*long, height - floor), (sx * half, sy * half, (height + floor) / 2)), paint.material)
-        )
+        walls.append((box((*long, height - floor), (sx * half, sy * half, (height + floor) / 2)), paint.material))
         at = (sx * (half - 0.07), sy * (half - 0.07), floor + 0.16)
         skirts.append((box((long[0], long[1], 0.32), at, 0.015), white.material))
     add_object("walls", walls)
     add_object("skirting", skirts)
     add_pictures(half)
     rug = shader("rug", roughness=0.95)
-    weave = rug.node("ShaderNodeTexWave", {"Vector": rug.coords(), "Scale": 1.3, "Distortion": 2.0}).outputs[
-        "Fac"
-    ]
+    weave = rug.node("ShaderNodeTexWave", {"Vector": rug.coords(), "Scale": 1.3, "Distortion": 2.0}).outputs["Fac"]
     rug.set(
         "Base Color",
         rug.ramp(weave, [(0.3, (0.33, 0.07, 0.05)), (0.5, (0.5, 0.38, 0.24)), (0.7, (0.09, 0.12, 0.2))]),

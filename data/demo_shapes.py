@@ -186,9 +186,7 @@ def wood(name: str, dark: Point, light: Point, plank: float, roughness: float = 
     cell = s.math("FLOOR", y)
     tint = s.node("ShaderNodeTexWhiteNoise", {"W": cell}, noise_dimensions="1D").outputs["Value"]
     shift = s.math("MULTIPLY", cell, 7.31)
-    at = s.node(
-        "ShaderNodeCombineXYZ", {"X": s.along("X"), "Y": s.math("MULTIPLY", y, plank), "Z": shift}
-    ).outputs[0]
+    at = s.node("ShaderNodeCombineXYZ", {"X": s.along("X"), "Y": s.math("MULTIPLY", y, plank), "Z": shift}).outputs[0]
 
     def grain(scale: float, stretch: Point, detail: float, distortion: float):
         v = s.node("ShaderNodeMapping", {"Vector": at, "Scale": stretch}).outputs["Vector"]

@@ -48,9 +48,7 @@ def camera_poses() -> list[np.ndarray]:
             a = 2 * math.pi * (k + 0.5 * (ring % 2) + rng.uniform(-0.15, 0.15)) / count
             e = math.radians(elevation + rng.uniform(-3, 3))
             distance = rng.uniform(2.25, 2.5) + 0.05 * ring
-            near = 0.09 * np.array(
-                [math.cos(a), math.sin(a), 0]
-            )  # what is near looms larger: look a little lower
+            near = 0.09 * np.array([math.cos(a), math.sin(a), 0])  # what is near looms larger: look a little lower
             target = np.array([0.04, 0.0, 0.05]) + near + rng.uniform(-1, 1, 3) * (0.07, 0.07, 0.03)
             back = np.array([math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e)])
             right = np.cross([0, 0, 1.0], back)
@@ -218,9 +216,7 @@ def make(folder: Path, args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Render the demo scene.")
-    parser.add_argument(
-        "--out", type=Path, default=HERE / "demo", help="replaced as a whole when all is rendered"
-    )
+    parser.add_argument("--out", type=Path, default=HERE / "demo", help="replaced as a whole when all is rendered")
     parser.add_argument("--width", type=int, default=SIZE[0], help="pixels; the height follows (4:3)")
     parser.add_argument("--samples", type=int, default=64, help="paths a pixel, before denoising")
     parser.add_argument("--quality", type=int, default=92, help="of the JPEGs")

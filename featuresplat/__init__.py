@@ -16,10 +16,12 @@ _HOMES = {
     "RasterMeta": "types",
     "RenderOutput": "types",
     "RasterSettings": "raster",
+    "Scene": "scene",
     "contributions": "raster",
     "lift": "raster",
     "rasterize": "raster",
     "topk": "raster",
+    "train": "trainer",
     "weight_matrix": "raster",
 }
 
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from featuresplat.raster import rasterize as rasterize
     from featuresplat.raster import topk as topk
     from featuresplat.raster import weight_matrix as weight_matrix
+    from featuresplat.scene import Scene as Scene
+    from featuresplat.trainer import train as train
     from featuresplat.types import Cameras as Cameras
     from featuresplat.types import FeatureField as FeatureField
     from featuresplat.types import Gaussians as Gaussians

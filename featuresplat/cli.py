@@ -49,7 +49,7 @@ def train(argv: list[str]) -> None:
         raise FeaturesplatError(f"{source}: there is no such folder or video.", "Check the path.")
     if config.out is None:
         config = replace(config, out=Path("runs") / (source.resolve().stem or "scene"))
-    from featuresplat import train as trainer
+    from featuresplat import trainer
 
     trainer.train(source, config, progress=not args.quiet)
     if not args.quiet and config.out is not None:

@@ -51,7 +51,8 @@ class ModelConfig:
     sh_interval: float = 0.03
     """Raise the degree by one each time this share of the steps has passed."""
     init: Literal["auto", "points", "random"] = "auto"
-    """Start from the data's points, or at random in the cameras' common view; 'auto' takes points when there are any."""
+    """Start from the data's points, or at random in front of the cameras; 'auto' takes the points, or finds some in
+    the photographs where the data brings none."""
     init_count: int = 20_000
     """How many Gaussians a random start has."""
     init_opacity: float = 0.3

@@ -8,7 +8,7 @@ from pathlib import Path
 import featuresplat
 from featuresplat.config import load_config, preset_names
 from featuresplat.errors import FeaturesplatError
-from featuresplat.train import train
+from featuresplat.trainer import train
 
 OUT = Path("runs/demo")
 """Where the demo's run goes by default."""

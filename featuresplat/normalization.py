@@ -54,6 +54,12 @@ class Normalization:
         offset = float(torch.log(torch.tensor(self.scale, dtype=torch.float64)))
         return replace(g, means=means, log_scales=g.log_scales - offset)
 
+    def undo_viewmats(self, viewmats: Tensor) -> Tensor:
+        """World-to-camera matrices [C, 4, 4] of the training frame, for the data's own."""
+        out = viewmats.double().clone()
+        out[:, :3, 3] = out[:, :3, 3] / self.scale - (out[:, :3, :3] @ self.center)
+        return out
+
     def units(self) -> dict:
         """As scene.json keeps it."""
         return {"center": self.center.tolist(), "scale": self.scale}

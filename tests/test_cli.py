@@ -17,7 +17,7 @@ from PIL import Image
 
 from featuresplat import Cameras, FeatureField, FeaturesplatError, Gaussians
 from featuresplat.cli import TrainArgs, _preset, main
-from featuresplat.config import TrainConfig
+from featuresplat.config import load_config
 from featuresplat.io.cameras import write_cameras
 from featuresplat.io.formats import load_gaussians
 from featuresplat.io.scene_folder import write_scene_folder
@@ -110,7 +110,7 @@ def test_flags_change_the_preset_in_any_order(tmp_path):
     assert (args.scene, args.downscale) == ("photos", 2)
     assert args.settings.model.budget == 300_000  # of the preset
     assert (args.settings.steps, args.settings.densify.strategy) == (40, "classic")
-    assert parse("photos").settings == TrainConfig(config="fast")
+    assert parse("photos").settings == load_config("fast")
     own = tmp_path / "own.yaml"
     own.write_text("steps: 12\nmodel: {budget: 5}\n")
     args = parse("photos", f"--config={own}", "--model.budget", "6")

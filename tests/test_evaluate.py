@@ -15,7 +15,7 @@ from featuresplat.datasets import load_dataset
 from featuresplat.errors import FeaturesplatError
 from featuresplat.evaluate import dataset_of, evaluate, measure, rendered_views
 from featuresplat.scene import Scene
-from featuresplat.train import train
+from featuresplat.trainer import train
 
 DEMO = Path(__file__).resolve().parents[1] / "data" / "demo"
 HELD = (DEMO / "test.txt").read_text().split()

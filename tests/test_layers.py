@@ -15,8 +15,8 @@ LAYERS = {
     0: "errors types geometry config registry paths normalization poses exposure memory",
     1: "raster io datasets teachers losses metrics densify points sweep _ssim",
     2: "fields prompts modes scene",
-    3: "train trainlog evaluate report _report_page _report_layout _report_svg render export",
-    4: "cli doctor demo viewer integrations",
+    3: "trainer trainlog evaluate report _report_page _report_layout _report_svg render export",
+    4: "cli __main__ doctor demo viewer integrations",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 LEAVES = {"cli", "viewer", "integrations"}
@@ -63,12 +63,14 @@ def test_imports_go_downward(path):
     for other in imported_modules(path) - {here}:
         assert other in LAYER, f"{path.name} imports {other}, which has no layer"
         assert LAYER[other] <= LAYER[here], f"{path.name} (layer {LAYER[here]}) imports {other} ({LAYER[other]})"
-        assert other not in LEAVES, f"{path.name} imports {other}, which nobody may import"
+        assert other not in LEAVES or here == "__main__", f"{path.name} imports {other}, which nobody may import"
 
 
 def test_the_checker_sees_every_form_of_import():
-    source = "from featuresplat.train import train\nimport featuresplat.cli\nfrom featuresplat import scene, Cameras\n"
-    assert modules_in(source) == {"train", "cli", "scene"}
+    source = (
+        "from featuresplat.trainer import train\nimport featuresplat.cli\nfrom featuresplat import scene, Cameras\n"
+    )
+    assert modules_in(source) == {"trainer", "cli", "scene"}
     assert modules_in("def f():\n    from featuresplat.io.ply import x") == {"io"}
 
 

@@ -12,7 +12,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from conftest import look_at
 
 from featuresplat._report_layout import camera_layout
 from featuresplat._report_page import duration, number, to_html
@@ -20,6 +19,7 @@ from featuresplat._report_svg import line_chart, nice_ticks, short
 from featuresplat.config import TrainConfig
 from featuresplat.errors import FeaturesplatError
 from featuresplat.io.images import write_image
+from featuresplat.paths import look_at
 from featuresplat.report import (
     ReportData,
     View,
@@ -48,13 +48,18 @@ def one_thread():
 def ring(count: int = 12, radius: float = 2.0, height: float = 1.0) -> Cameras:
     """Cameras on a circle around the origin in the x-z plane; y is down, as look_at has it."""
     target = torch.zeros(3, dtype=torch.float64)
-    eyes = [
-        torch.tensor([radius * math.cos(a), -height, radius * math.sin(a)], dtype=torch.float64)
-        for a in (2 * math.pi * k / count for k in range(count))
-    ]
+    turns = [2 * math.pi * k / count for k in range(count)]
+    eyes = torch.tensor([[radius * math.cos(a), -height, radius * math.sin(a)] for a in turns], dtype=torch.float64)
     K = torch.tensor([[50.0, 0, 32], [0, 50.0, 24], [0, 0, 1]], dtype=torch.float64)
     names = [f"view_{k:02d}.jpg" for k in range(count)]
-    return Cameras(torch.stack([look_at(e, target) for e in eyes]), K.repeat(count, 1, 1), 64, 48, None, names)
+    return Cameras(
+        look_at(eyes, target, torch.tensor([0.0, -1.0, 0.0], dtype=torch.float64)),
+        K.repeat(count, 1, 1),
+        64,
+        48,
+        None,
+        names,
+    )
 
 
 def cloud(count: int = 300) -> Gaussians:

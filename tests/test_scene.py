@@ -13,7 +13,7 @@ from featuresplat.errors import FeaturesplatError
 from featuresplat.exposure import predict, transform
 from featuresplat.io.ply import read_ply
 from featuresplat.scene import Scene
-from featuresplat.train import train
+from featuresplat.trainer import train
 from featuresplat.types import Cameras, FeatureField
 
 DEMO = Path(__file__).resolve().parents[1] / "data" / "demo"

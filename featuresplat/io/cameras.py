@@ -12,9 +12,7 @@ from featuresplat.io.atomic import atomic_write_text
 from featuresplat.types import Cameras
 
 FORMAT = 1
-_CONVENTION = (
-    "viewmat: world to camera, OpenCV axes (x right, y down, z forward); K: pixels, pixel centres at +0.5"
-)
+_CONVENTION = "viewmat: world to camera, OpenCV axes (x right, y down, z forward); K: pixels, pixel centres at +0.5"
 
 
 def write_cameras(path: str | Path, cameras: Cameras) -> None:
@@ -68,9 +66,7 @@ def read_cameras(path: str | Path) -> Cameras:
             [row["name"] for row in rows],
         )
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
-        raise FeaturesplatError(
-            f"{path}: is incomplete ({type(error).__name__}: {error}).", _AGAIN
-        ) from error
+        raise FeaturesplatError(f"{path}: is incomplete ({type(error).__name__}: {error}).", _AGAIN) from error
     finite = cameras.viewmats.isfinite().flatten(1).all(1) & cameras.Ks.isfinite().flatten(1).all(1)
     if not bool(finite.all()):
         bad = int((~finite).nonzero()[0, 0])

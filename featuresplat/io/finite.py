@@ -65,9 +65,7 @@ def ready_to_write(gaussians: Gaussians, path: Path) -> Gaussians:
         FeaturesplatError: when there is nothing to write.
     """
     if len(gaussians) == 0:
-        raise FeaturesplatError(
-            f"{path}: there are no Gaussians to write.", "Check what was selected or trained."
-        )
+        raise FeaturesplatError(f"{path}: there are no Gaussians to write.", "Check what was selected or trained.")
     return without_bad_rows(gaussians.detach().to("cpu", torch.float32), str(path))
 
 
@@ -83,6 +81,4 @@ def warn_dropped(where: str, good: Tensor) -> None:
             f"{where}: every one of its {bad} Gaussians holds NaN or infinite values.",
             "The file is damaged, or its training diverged; take an earlier result.",
         )
-    warnings.warn(
-        f"{where}: left out {bad} of {len(good)} Gaussians that hold NaN or infinite values.", stacklevel=4
-    )
+    warnings.warn(f"{where}: left out {bad} of {len(good)} Gaussians that hold NaN or infinite values.", stacklevel=4)

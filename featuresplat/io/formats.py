@@ -41,9 +41,7 @@ def ending_of(path: str | Path) -> str:
     )
 
 
-def save_gaussians(
-    path: str | Path, gaussians: Gaussians, features: Tensor | None = None, plain: bool = False
-) -> None:
+def save_gaussians(path: str | Path, gaussians: Gaussians, features: Tensor | None = None, plain: bool = False) -> None:
     """Write Gaussians in the format of the path's ending, atomically.
 
     Only ``.ply`` holds features; where they are given for another format and ``plain`` is false, a warning
@@ -56,12 +54,8 @@ def save_gaussians(
     if ending == ".ply":
         return write_ply(path, gaussians, features, plain)
     if features is not None and not plain:
-        warnings.warn(
-            f"{path}: {ending} holds no features; they were left out. Use .ply to keep them.", stacklevel=2
-        )
-    {".compressed.ply": write_compressed_ply, ".splat": write_splat, ".spz": write_spz}[ending](
-        path, gaussians
-    )
+        warnings.warn(f"{path}: {ending} holds no features; they were left out. Use .ply to keep them.", stacklevel=2)
+    {".compressed.ply": write_compressed_ply, ".splat": write_splat, ".spz": write_spz}[ending](path, gaussians)
 
 
 def load_gaussians(path: str | Path) -> GaussianFile:

@@ -35,9 +35,7 @@ def read_image(path: str | Path) -> tuple[Tensor, Tensor | None]:
     except FileNotFoundError:
         raise FeaturesplatError(f"{path}: there is no such image.", "Check the path.") from None
     except Image.DecompressionBombError as error:
-        raise FeaturesplatError(
-            f"{path}: is too large to be opened ({error}).", "Scale it down first."
-        ) from None
+        raise FeaturesplatError(f"{path}: is too large to be opened ({error}).", "Scale it down first.") from None
     except UnidentifiedImageError:
         empty = path.is_file() and path.stat().st_size == 0
         raise FeaturesplatError(
@@ -50,9 +48,7 @@ def read_image(path: str | Path) -> tuple[Tensor, Tensor | None]:
         ) from error
     if image.mode.startswith("I") or image.mode == "F":
         return _from_wide_grey(path, np.asarray(image)), None
-    if image.mode in ("LA", "PA", "La", "RGBa") or (
-        image.mode in ("P", "L", "RGB") and "transparency" in image.info
-    ):
+    if image.mode in ("LA", "PA", "La", "RGBa") or (image.mode in ("P", "L", "RGB") and "transparency" in image.info):
         image = image.convert("RGBA")
     if image.mode not in ("RGB", "RGBA"):
         image = image.convert("RGB")
@@ -135,8 +131,7 @@ def write_image(path: str | Path, image: Tensor, quality: int = 95) -> None:
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if pixels.ndim not in (2, 3) or channels not in ((1, 3) if kind == "JPEG" else (1, 3, 4)):
         raise FeaturesplatError(
-            f"{path}: expected [H, W], [H, W, 3]{'' if kind == 'JPEG' else ' or [H, W, 4]'}, "
-            f"got {tuple(image.shape)}.",
+            f"{path}: expected [H, W], [H, W, 3]{'' if kind == 'JPEG' else ' or [H, W, 4]'}, got {tuple(image.shape)}.",
             "Choose the channels, or another format.",
         )
     array = pixels.reshape(pixels.shape[:2]) if channels == 1 else pixels

@@ -92,9 +92,7 @@ def write_ply(
     """
     path, count = Path(path), len(gaussians)
     if count == 0:
-        raise FeaturesplatError(
-            f"{path}: there are no Gaussians to write.", "Check what was selected or trained."
-        )
+        raise FeaturesplatError(f"{path}: there are no Gaussians to write.", "Check what was selected or trained.")
     if plain:
         features, extra, comments = None, None, ()
     if features is not None and (features.ndim != 2 or len(features) != count):
@@ -141,9 +139,7 @@ def _extra_column(name: str, value: Tensor, count: int) -> np.ndarray:
             "Use letters, digits and underscores, and none of the names that Gaussians use.",
         )
     if tuple(value.shape) != (count,):
-        raise FeaturesplatError(
-            f"{name}: expected [{count}], got {tuple(value.shape)}", "Give one value per Gaussian."
-        )
+        raise FeaturesplatError(f"{name}: expected [{count}], got {tuple(value.shape)}", "Give one value per Gaussian.")
     if value.dtype in (torch.float16, torch.bfloat16):
         value = value.float()
     column = value.detach().cpu().numpy()
@@ -230,12 +226,8 @@ def read_point_cloud(path: str | Path) -> PointCloud:
     header = read_header(path)
     kind = header.kind
     if kind != "points":
-        what = {"mesh": "a mesh", "gaussians": "Gaussians", "compressed": "compressed Gaussians"}.get(
-            kind, "no points"
-        )
-        hint = (
-            "Export its vertices alone as a point cloud." if kind == "mesh" else "Give a PLY with x, y and z."
-        )
+        what = {"mesh": "a mesh", "gaussians": "Gaussians", "compressed": "compressed Gaussians"}.get(kind, "no points")
+        hint = "Export its vertices alone as a point cloud." if kind == "mesh" else "Give a PLY with x, y and z."
         if kind in ("gaussians", "compressed"):
             hint = "Open it as Gaussians instead."
         raise FeaturesplatError(f"{header.path}: expected a point cloud, but it holds {what}.", hint)
@@ -256,12 +248,8 @@ def read_point_cloud(path: str | Path) -> PointCloud:
     if not bool(good.all()):
         bad = int((~good).sum())
         if bad == len(good):
-            raise FeaturesplatError(
-                f"{header.path}: all of its {bad} points are NaN or infinite.", "Export it again."
-            )
-        warnings.warn(
-            f"{header.path}: left out {bad} of {len(good)} points that are NaN or infinite.", stacklevel=2
-        )
+            raise FeaturesplatError(f"{header.path}: all of its {bad} points are NaN or infinite.", "Export it again.")
+        warnings.warn(f"{header.path}: left out {bad} of {len(good)} points that are NaN or infinite.", stacklevel=2)
     return PointCloud(xyz[good], rgb[good].clamp(0.0, 1.0))
 
 
@@ -275,9 +263,7 @@ def _vertices(header: PlyHeader) -> np.ndarray:
         try:
             return np.asarray(PlyData.read(str(header.path))["vertex"].data)
         except (PlyParseError, ValueError) as error:
-            raise FeaturesplatError(
-                f"{header.path}: could not be read ({error}).", "Export the file again."
-            ) from error
+            raise FeaturesplatError(f"{header.path}: could not be read ({error}).", "Export the file again.") from error
     return read_table(header, vertex)
 
 
@@ -292,9 +278,7 @@ def _check_is_gaussians(header: PlyHeader) -> None:
                 "Export it again as 3D Gaussians.",
             )
         return
-    what = {"mesh": "a mesh", "points": "a point cloud", "compressed": "a compressed PLY"}.get(
-        kind, "something else"
-    )
+    what = {"mesh": "a mesh", "points": "a point cloud", "compressed": "a compressed PLY"}.get(kind, "something else")
     elements = ", ".join(f"{e.count} x {e.name}" for e in header.elements) or "no elements"
     hint = "Give the PLY that a Gaussian-splatting trainer wrote."
     if kind in ("points", "compressed"):
@@ -309,15 +293,11 @@ def _check_not_empty(header: PlyHeader) -> PlyElement:
     return vertex
 
 
-def _numbered(
-    header: PlyHeader, names: list[str], prefix: str, allowed: tuple[int, ...] | None = None
-) -> int:
+def _numbered(header: PlyHeader, names: list[str], prefix: str, allowed: tuple[int, ...] | None = None) -> int:
     """How many properties ``prefix0, prefix1, ...`` there are; they may not skip a number."""
     numbers = sorted(int(n[len(prefix) :]) for n in names if re.fullmatch(prefix + r"\d+", n))
     if numbers != list(range(len(numbers))):
-        raise FeaturesplatError(
-            f"{header.path}: the properties {prefix}* skip a number.", "Export the file again."
-        )
+        raise FeaturesplatError(f"{header.path}: the properties {prefix}* skip a number.", "Export the file again.")
     if allowed is not None and len(numbers) not in allowed:
         raise FeaturesplatError(
             f"{header.path}: expected {' or '.join(map(str, allowed))} of {prefix}*, got {len(numbers)}.",

@@ -121,9 +121,7 @@ def read_header(path: str | Path) -> PlyHeader:
     except FileNotFoundError:
         raise FeaturesplatError(f"{path}: there is no such file.", "Check the path.") from None
     except OSError as error:
-        raise FeaturesplatError(
-            f"{path}: could not be read ({error.strerror}).", "Check the path."
-        ) from error
+        raise FeaturesplatError(f"{path}: could not be read ({error.strerror}).", "Check the path.") from error
     header = _parse(path, lines, body)
     _check_size(header, size)
     return header
@@ -159,9 +157,7 @@ def _parse(path: Path, lines: list[str], body: int) -> PlyHeader:
         )
     for element in header.elements:
         if len(set(element.names)) != len(element.names):
-            raise FeaturesplatError(
-                f"{path}: the element '{element.name}' has two properties of one name.", _DAMAGED
-            )
+            raise FeaturesplatError(f"{path}: the element '{element.name}' has two properties of one name.", _DAMAGED)
     return header
 
 
@@ -194,9 +190,7 @@ def _check_size(header: PlyHeader, size: int) -> None:
     """Compare what the header promises with what there is, before anyone allocates."""
     have = size - header.body
     # A text file may lack its last line feed.
-    need = (
-        sum(e.count * (e.least_row_bytes(header.text) + header.text) for e in header.elements) - header.text
-    )
+    need = sum(e.count * (e.least_row_bytes(header.text) + header.text) for e in header.elements) - header.text
     promised = ", ".join(f"{e.count} x {e.name}" for e in header.elements) or "nothing"
     exact = not header.text and not any(e.has_lists for e in header.elements)
     if have < need:

@@ -34,6 +34,4 @@ def inside(folder: str | Path, stored: str, where: str = "scene.json") -> Path:
     return path
 
 
-_HINT = (
-    "Put the file into the folder and name it relative to it; a scene from a stranger may be up to no good."
-)
+_HINT = "Put the file into the folder and name it relative to it; a scene from a stranger may be up to no good."

@@ -154,9 +154,7 @@ def _describe_fields(
     offset = 0
     for name, value in fields.items():
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
-            raise FeaturesplatError(
-                f"fields: '{name}' is no usable name.", "Use letters, digits, '_', '-' and '.'."
-            )
+            raise FeaturesplatError(f"fields: '{name}' is no usable name.", "Use letters, digits, '_', '-' and '.'.")
         if value.codes.ndim != 2 or len(value.codes) != count:
             raise FeaturesplatError(
                 f"fields: expected codes [{count}, D] for '{name}', got {tuple(value.codes.shape)}.",
@@ -208,9 +206,7 @@ def _assemble(folder: Path, content: dict[str, Any]) -> SceneFolder:
     decoders = {n: inside(folder, e["decoder"]) for n, e in entries.items() if e["decoder"] is not None}
     for name in (GAUSSIANS, CAMERAS, *(e["decoder"] for e in entries.values() if e["decoder"] is not None)):
         if name not in files:
-            raise FeaturesplatError(
-                f"{folder / SCENE}: does not list the file '{name}' that it needs.", _AGAIN
-            )
+            raise FeaturesplatError(f"{folder / SCENE}: does not list the file '{name}' that it needs.", _AGAIN)
     for name, path in files.items():
         _check_file(path, content["files"][name])
     loaded = read_ply(files[GAUSSIANS], drop_invalid=False)
@@ -224,9 +220,7 @@ def _assemble(folder: Path, content: dict[str, Any]) -> SceneFolder:
                 f"{entry['offset'] + entry['dim'] - 1}, but columns {at} to {have - 1} are left for it.",
                 _AGAIN,
             )
-        fields[name] = FeatureField(
-            loaded.features[:, at : at + entry["dim"]].contiguous(), str(entry["teacher"])
-        )
+        fields[name] = FeatureField(loaded.features[:, at : at + entry["dim"]].contiguous(), str(entry["teacher"]))
         at += entry["dim"]
     if at != have:
         raise FeaturesplatError(f"{folder / SCENE}: its fields use {at} of {have} feature columns.", _AGAIN)
@@ -244,9 +238,7 @@ def _assemble(folder: Path, content: dict[str, Any]) -> SceneFolder:
 
 def _check_file(path: Path, entry: dict[str, Any]) -> None:
     if not path.is_file():
-        raise FeaturesplatError(
-            f"{path}: scene.json names this file, but it is missing.", "Copy the whole folder."
-        )
+        raise FeaturesplatError(f"{path}: scene.json names this file, but it is missing.", "Copy the whole folder.")
     if path.stat().st_size != entry["bytes"] or sha256_of(path) != entry["sha256"]:
         raise FeaturesplatError(
             f"{path}: is not the file that scene.json describes (its sha256 differs).",

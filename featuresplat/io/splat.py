@@ -57,9 +57,7 @@ def read_splat(path: str | Path) -> Gaussians:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise FeaturesplatError(
-            f"{path}: could not be read ({error.strerror}).", "Check the path."
-        ) from error
+        raise FeaturesplatError(f"{path}: could not be read ({error.strerror}).", "Check the path.") from error
     if not data:
         raise FeaturesplatError(f"{path}: is empty.", "Export it again; nothing was in it.")
     if data[:4] in (b"ply\n", b"ply\r"):

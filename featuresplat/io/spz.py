@@ -50,16 +50,12 @@ def write_spz(path: str | Path, gaussians: Gaussians) -> None:
     count = len(gaussians)
     degree = gaussians.sh_degree
     if degree > 3:
-        warnings.warn(
-            f"{path}: SPZ is written with harmonics up to degree 3; degree 4 was cut.", stacklevel=2
-        )
+        warnings.warn(f"{path}: SPZ is written with harmonics up to degree 3; degree 4 was cut.", stacklevel=2)
         degree = 3
     reach = float(gaussians.means.abs().max())
     bits = next((b for b in range(20, -1, -1) if reach * 2**b < 2**23 - 1), None)
     if bits is None:
-        raise FeaturesplatError(
-            f"{path}: SPZ holds positions up to 8.3e6, got {reach:.3g}.", "Use .ply, or recentre."
-        )
+        raise FeaturesplatError(f"{path}: SPZ holds positions up to 8.3e6, got {reach:.3g}.", "Use .ply, or recentre.")
     fixed = np.rint(gaussians.means.double().numpy() * 2**bits).astype("<i4")
     blocks = [
         _HEADER.pack(_MAGIC, 3, count, degree, bits, 0, 0),
@@ -67,9 +63,7 @@ def write_spz(path: str | Path, gaussians: Gaussians) -> None:
         _bytes(gaussians.opacities.numpy() * 255),
         _bytes(gaussians.sh0.numpy() * (_COLOR_SCALE * 255) + 127.5),
         _bytes((gaussians.log_scales.numpy() + 10) * 16),
-        _pack_quats(torch.nn.functional.normalize(gaussians.quats.double(), dim=1).numpy())
-        .astype("<u4")
-        .tobytes(),
+        _pack_quats(torch.nn.functional.normalize(gaussians.quats.double(), dim=1).numpy()).astype("<u4").tobytes(),
         _pack_harmonics(gaussians.shN[:, : (degree + 1) ** 2 - 1].numpy()),
     ]
     packer = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: gzip framing
@@ -88,15 +82,11 @@ def read_spz(path: str | Path) -> Gaussians:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise FeaturesplatError(
-            f"{path}: could not be read ({error.strerror}).", "Check the path."
-        ) from error
+        raise FeaturesplatError(f"{path}: could not be read ({error.strerror}).", "Check the path.") from error
     zipped = data[:2] == b"\x1f\x8b"
     start = _gunzip(path, data, _HEADER.size) if zipped else data[: _HEADER.size]
     if len(start) < _HEADER.size or struct.unpack("<I", start[:4])[0] != _MAGIC:
-        raise FeaturesplatError(
-            f"{path}: is not an SPZ file.", "Give a .spz file, or rename it to what it is."
-        )
+        raise FeaturesplatError(f"{path}: is not an SPZ file.", "Give a .spz file, or rename it to what it is.")
     _, version, count, degree, bits, _, _ = _HEADER.unpack(start)
     if version not in ((2, 3) if zipped else (2, 3, 4)) or degree > 4 or bits > 24:
         raise FeaturesplatError(
@@ -114,9 +104,7 @@ def read_spz(path: str | Path) -> Gaussians:
 def _decode(path: Path, blocks: list[bytes], count: int, rows: int, bits: int, version: int) -> Gaussians:
     positions, alphas, colors, scales, rotations, harmonics = (np.frombuffer(b, np.uint8) for b in blocks)
     wide = np.zeros((count, 3, 4), np.uint8)
-    wide[:, :, 1:] = positions.reshape(
-        count, 3, 3
-    )  # the three bytes high up: the shift below brings the sign along
+    wide[:, :, 1:] = positions.reshape(count, 3, 3)  # the three bytes high up: the shift below brings the sign along
     fixed = wide.view("<i4")[:, :, 0] >> 8
     if version == 2:
         vector = rotations.reshape(count, 3).astype(np.float64) / 127.5 - 1
@@ -183,9 +171,7 @@ def _plain_blocks(path: Path, data: bytes, sizes: list[int], zipped: bool) -> li
     if zipped:
         raw = b"" if need > len(data) * _LARGEST_RATIO else _gunzip(path, data, need)
     if len(raw) < need:
-        raise FeaturesplatError(
-            f"{path}: is truncated, or its header lies: {need} bytes are promised.", _AGAIN
-        )
+        raise FeaturesplatError(f"{path}: is truncated, or its header lies: {need} bytes are promised.", _AGAIN)
     ends = np.cumsum([_HEADER.size, *sizes]).tolist()
     return [raw[a:b] for a, b in itertools.pairwise(ends)]
 

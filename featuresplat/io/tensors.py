@@ -15,9 +15,7 @@ from featuresplat.errors import FeaturesplatError
 from featuresplat.io.atomic import atomic_path, write_error
 
 
-def write_tensors(
-    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors to a safetensors file, atomically; any device, shape and dtype, exactly as they are.
 
     Raises:
@@ -38,8 +36,7 @@ def write_tensors(
         except SafetensorError as error:
             # The library tells the system's error only in words.
             full = any(
-                word in str(error)
-                for word in ("No space left", "StorageFull", "QuotaExceeded", "File too large")
+                word in str(error) for word in ("No space left", "StorageFull", "QuotaExceeded", "File too large")
             )
             cause = OSError(errno.ENOSPC if full else errno.EIO, str(error))
             raise write_error(path, cause) from error

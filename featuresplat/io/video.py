@@ -86,9 +86,7 @@ def _ffmpeg():
     return module
 
 
-def _write_mp4(
-    encoder, path: Path, first: Tensor, frames: Iterable[Tensor], fps: float, quality: int
-) -> None:
+def _write_mp4(encoder, path: Path, first: Tensor, frames: Iterable[Tensor], fps: float, quality: int) -> None:
     height, width = first.shape[0] + first.shape[0] % 2, first.shape[1] + first.shape[1] % 2
     with atomic_path(path) as temporary:
         # macro_block_size 1: the sizes are even already, and rescaling would blur.

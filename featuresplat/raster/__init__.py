@@ -89,9 +89,7 @@ def backend_for(means: Tensor, name: str | None = None) -> Any:
         module = registry.load("raster", name)
         reason = module.unavailable()
         if reason:
-            raise FeaturesplatError(
-                f"backend '{name}' cannot run here: {reason}", "Run 'featuresplat doctor'."
-            )
+            raise FeaturesplatError(f"backend '{name}' cannot run here: {reason}", "Run 'featuresplat doctor'.")
         return module
     if means.dtype == torch.float64:
         wanted = ["reference"]
@@ -210,13 +208,9 @@ def lift(
     shape = (len(inputs.viewmats), inputs.height, inputs.width)
     if maps_t is None or maps_t.ndim != 4 or tuple(maps_t.shape[:3]) != shape:
         got = None if maps_t is None else tuple(maps_t.shape)
-        raise FeaturesplatError(
-            f"maps: expected {[*shape, 'D']}, got {got}", "Resize the maps to the render first."
-        )
+        raise FeaturesplatError(f"maps: expected {[*shape, 'D']}, got {got}", "Resize the maps to the render first.")
     if power not in (1, 2):
-        raise FeaturesplatError(
-            f"power: expected 1 or 2, got {power}", "1 is the mean, 2 squares the weights."
-        )
+        raise FeaturesplatError(f"power: expected 1 or 2, got {power}", "1 is the mean, 2 squares the weights.")
     with torch.no_grad():
         result = backend_for(inputs.means, backend).lift(inputs, maps_t, power)
     return tuple(t.numpy() for t in result) if as_numpy else result  # pyright: ignore[reportReturnType]
@@ -227,9 +221,7 @@ def weight_matrix(
     settings: RasterSettings | None = None, backend: str | None = None,
 ) -> list[WeightMatrix]:  # fmt: skip
     """The blending weights of each camera as sparse matrices; see `WeightMatrix`. No gradients."""
-    inputs = check_inputs(
-        means, quats, scales, opacities, None, viewmats, Ks, width, height, settings=settings
-    )
+    inputs = check_inputs(means, quats, scales, opacities, None, viewmats, Ks, width, height, settings=settings)
     with torch.no_grad():
         return backend_for(inputs.means, backend).weight_matrix(inputs)
 
@@ -243,13 +235,9 @@ def topk(
     Returns:
         ids [C, H, W, k] int64, -1 where there are fewer, and their weights [C, H, W, k]. No gradients.
     """
-    inputs = check_inputs(
-        means, quats, scales, opacities, None, viewmats, Ks, width, height, settings=settings
-    )
+    inputs = check_inputs(means, quats, scales, opacities, None, viewmats, Ks, width, height, settings=settings)
     if k < 1:
-        raise FeaturesplatError(
-            f"k: expected at least 1, got {k}", "Ask for one or more Gaussians per pixel."
-        )
+        raise FeaturesplatError(f"k: expected at least 1, got {k}", "Ask for one or more Gaussians per pixel.")
     with torch.no_grad():
         return backend_for(inputs.means, backend).topk(inputs, k)
 
@@ -259,9 +247,7 @@ def contributions(
     settings: RasterSettings | None = None, backend: str | None = None,
 ) -> Contributions:  # fmt: skip
     """How much each Gaussian shows in each camera; see `Contributions`. No gradients."""
-    inputs = check_inputs(
-        means, quats, scales, opacities, None, viewmats, Ks, width, height, settings=settings
-    )
+    inputs = check_inputs(means, quats, scales, opacities, None, viewmats, Ks, width, height, settings=settings)
     with torch.no_grad():
         return backend_for(inputs.means, backend).contributions(inputs)
 

@@ -78,9 +78,7 @@ def to_tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor | Non
         return None
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.ascontiguousarray(value) if any(s < 0 for s in value.strides) else value)
-        if value.dtype not in (torch.float32, torch.float64) or (
-            like is not None and value.dtype != like.dtype
-        ):
+        if value.dtype not in (torch.float32, torch.float64) or (like is not None and value.dtype != like.dtype):
             value = value.to(torch.float32 if like is None else like.dtype)
     if not isinstance(value, Tensor):
         raise FeaturesplatError(
@@ -88,9 +86,7 @@ def to_tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor | Non
             "Convert it first.",
         )
     if value.dtype not in (torch.float32, torch.float64):
-        raise FeaturesplatError(
-            f"{name}: expected float32 or float64, got {value.dtype}", "Cast it with .float()."
-        )
+        raise FeaturesplatError(f"{name}: expected float32 or float64, got {value.dtype}", "Cast it with .float().")
     if like is not None and (value.dtype != like.dtype or value.device != like.device):
         raise FeaturesplatError(
             f"{name}: is {value.dtype} on {value.device}, means are {like.dtype} on {like.device}",
@@ -106,9 +102,7 @@ def _expect(name: str, tensor: Tensor, *shapes: tuple) -> None:
         if len(shape) == len(got) and all(s in (-1, g) for s, g in zip(shape, got, strict=True)):
             return
     wanted = " or ".join(str(list(s)).replace("-1", "any") for s in shapes)
-    raise FeaturesplatError(
-        f"{name}: expected {wanted}, got {got}", "See help(featuresplat.rasterize) for the shapes."
-    )
+    raise FeaturesplatError(f"{name}: expected {wanted}, got {got}", "See help(featuresplat.rasterize) for the shapes.")
 
 
 def check_inputs(
@@ -153,17 +147,13 @@ def check_inputs(
     c = len(checked["viewmats"])
     _expect("Ks", checked["Ks"], (c, 3, 3))
     if not (torch.isfinite(checked["viewmats"]).all() and torch.isfinite(checked["Ks"]).all()):
-        raise FeaturesplatError(
-            "viewmats, Ks: a camera holds NaN or infinity", "Drop that camera or mend its pose."
-        )
+        raise FeaturesplatError("viewmats, Ks: a camera holds NaN or infinity", "Drop that camera or mend its pose.")
     colors = to_tensor("colors", colors, means)
     if colors is not None and sh_degree is None:
         _expect("colors", colors, (n, 3), (c, n, 3))
     elif colors is not None:
         if sh_degree not in (0, 1, 2, 3, 4):
-            raise FeaturesplatError(
-                f"sh_degree: expected 0 to 4, got {sh_degree}", "Degrees 0 to 4 are known."
-            )
+            raise FeaturesplatError(f"sh_degree: expected 0 to 4, got {sh_degree}", "Degrees 0 to 4 are known.")
         _expect("colors", colors, (n, -1, 3))
         if colors.shape[1] < (sh_degree + 1) ** 2:
             raise FeaturesplatError(
@@ -178,9 +168,7 @@ def check_inputs(
         _expect("backgrounds", backgrounds, (3,), (c, 3))
         backgrounds = backgrounds.expand(c, 3)
     if int(width) <= 0 or int(height) <= 0:
-        raise FeaturesplatError(
-            f"width, height: expected positive, got {width} x {height}", "Give the image size."
-        )
+        raise FeaturesplatError(f"width, height: expected positive, got {width} x {height}", "Give the image size.")
     if geometry_grad not in ("full", "rgb", "none"):
         raise FeaturesplatError(f"geometry_grad: got '{geometry_grad}'", "Use 'full', 'rgb' or 'none'.")
     return RasterInputs(

@@ -76,9 +76,7 @@ def set_num_threads(n: int) -> None:
         FeaturesplatError: n is not in 1..1024.
     """
     if library().fs_set_threads(int(n)):
-        raise FeaturesplatError(
-            f"threads: expected 1 to 1024, got {n}", "Set it outside of a rasterizer call."
-        )
+        raise FeaturesplatError(f"threads: expected 1 to 1024, got {n}", "Set it outside of a rasterizer call.")
 
 
 def isa() -> str:

@@ -42,9 +42,7 @@ class _Call(ctypes.Structure):
 class _Images(ctypes.Structure):
     """``fs_images`` of cuda/engine.h."""
 
-    _fields_ = [
-        (name, _P) for name in ("rgb", "features", "alpha", "depth", "means2d", "radii", "depths", "conics")
-    ]
+    _fields_ = [(name, _P) for name in ("rgb", "features", "alpha", "depth", "means2d", "radii", "depths", "conics")]
 
 
 class _Gradients(ctypes.Structure):
@@ -117,9 +115,7 @@ def _call(inputs: RasterInputs, tensors: list[Tensor | None]) -> _Call:
 def _check(code: int) -> None:
     if code:
         text = _native.library().fs_error().decode()
-        raise FeaturesplatError(
-            f"the native engine failed: {text}", "Use fewer Gaussians, channels or pixels."
-        )
+        raise FeaturesplatError(f"the native engine failed: {text}", "Use fewer Gaussians, channels or pixels.")
 
 
 def _contiguous(inputs: RasterInputs) -> list[Tensor | None]:
@@ -142,9 +138,7 @@ def _empty_images(inputs: RasterInputs) -> tuple[list[Tensor | None], RasterMeta
     return images, meta
 
 
-def _render(
-    inputs: RasterInputs, tensors: list[Tensor | None], meta: RasterMeta, images, plan: _Plan | None
-) -> None:
+def _render(inputs: RasterInputs, tensors: list[Tensor | None], meta: RasterMeta, images, plan: _Plan | None) -> None:
     call = _call(inputs, tensors)
     out = _Images(*map(_pointer, (*images, meta.means2d, meta.radii, meta.depths, meta.conics)))
     handle = None if plan is None else ctypes.byref(plan.handle)

@@ -92,9 +92,7 @@ def test_a_resumed_optimiser_takes_the_same_steps(tmp_path):
     steps(*first, 6)
     tensors, words = capture_rng()
     moments = {k: v for k, v in first[1].state[first[0]].items()}
-    save_checkpoint(
-        tmp_path / "6.safetensors", {"value": first[0], "adam": moments, "rng": tensors}, {"rng": words}
-    )
+    save_checkpoint(tmp_path / "6.safetensors", {"value": first[0], "adam": moments, "rng": tensors}, {"rng": words})
     torch.manual_seed(99)
     back, second = load_checkpoint(tmp_path / "6.safetensors"), training()
     with torch.no_grad():
@@ -168,9 +166,7 @@ def test_a_newer_format_is_an_error_not_a_damage(tmp_path):
     words = {"format": "featuresplat.checkpoint", "version": "2", "meta": "{}"}
     write_tensors(tmp_path / "2.safetensors", {"a": torch.zeros(1)}, words)
     for call in (lambda: latest_checkpoint(tmp_path), lambda: load_checkpoint(tmp_path / "2.safetensors")):
-        with pytest.raises(
-            FeaturesplatError, match="written in checkpoint format 2; the newest known here is 1"
-        ):
+        with pytest.raises(FeaturesplatError, match="written in checkpoint format 2; the newest known here is 1"):
             call()
 
 

@@ -113,9 +113,7 @@ def test_chunks_are_neighbourhoods(gaussians):
     assert size < 0.2 * np.prod(xyz.max(0) - xyz.min(0))
     # Z order of the corners of a cube: x is the lowest bit.
     corners = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], np.float32)
-    assert corners[morton_order(corners)].tolist() == [
-        [x, y, z] for z in (0, 1) for y in (0, 1) for x in (0, 1)
-    ]
+    assert corners[morton_order(corners)].tolist() == [[x, y, z] for z in (0, 1) for y in (0, 1) for x in (0, 1)]
 
 
 def test_degree_4_is_cut_and_nan_left_out_with_warnings(tmp_path, gaussians):

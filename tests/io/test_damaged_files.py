@@ -41,9 +41,7 @@ EDITS = st.lists(
 )
 
 
-@pytest.mark.parametrize(
-    "name", ["g.ply", "g.compressed.ply", "g.splat", "g.spz", "1.safetensors", "points.ply"]
-)
+@pytest.mark.parametrize("name", ["g.ply", "g.compressed.ply", "g.splat", "g.spz", "1.safetensors", "points.ply"])
 @given(edits=EDITS, header_only=st.booleans())
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_an_edited_file_is_read_or_refused(tmp_path, gaussians, name, edits, header_only):

@@ -60,7 +60,5 @@ def test_a_point_cloud_opens_as_gaussians(tmp_path, make_ply):
 @pytest.mark.parametrize("name", ["a.obj", "a", "a.ply.gz"])
 def test_unknown_ending_lists_the_known_ones(gaussians, name):
     for call in (lambda: load_gaussians(name), lambda: save_gaussians(name, gaussians(1))):
-        with pytest.raises(
-            FeaturesplatError, match=r"expected the ending \.compressed\.ply, \.ply, \.splat, \.spz"
-        ):
+        with pytest.raises(FeaturesplatError, match=r"expected the ending \.compressed\.ply, \.ply, \.splat, \.spz"):
             call()

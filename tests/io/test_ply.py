@@ -26,9 +26,7 @@ def header_of(path: Path) -> list[str]:
 def test_plain_file_is_byte_for_byte_what_the_inria_trainer_writes(tmp_path, gaussians):
     g = gaussians(5, degree=1)
     path = tmp_path / "plain.ply"
-    write_ply(
-        path, g, features=torch.ones(5, 2), plain=True, comments=["no"], extra={"label": torch.arange(5)}
-    )
+    write_ply(path, g, features=torch.ones(5, 2), plain=True, comments=["no"], extra={"label": torch.arange(5)})
     lines = [
         "ply",
         "format binary_little_endian 1.0",
@@ -198,9 +196,7 @@ def test_point_cloud_colours_as_floats_as_shorts_or_missing(tmp_path, make_ply):
     (tmp_path / "byte.ply").write_bytes(make_ply(xyz_rgb, np.array([[1, 2, 3, 51, 102, 255]])))
     (tmp_path / "none.ply").write_bytes(make_ply(xyz_rgb[:3], np.array([[1, 2, 3]])))
     head = b"ply\nformat ascii 1.0\nelement vertex 1\n" + b"".join(b"property float %c\n" % c for c in b"xyz")
-    head += (
-        b"".join(b"property ushort diffuse_%s\n" % c for c in (b"red", b"green", b"blue")) + b"end_header\n"
-    )
+    head += b"".join(b"property ushort diffuse_%s\n" % c for c in (b"red", b"green", b"blue")) + b"end_header\n"
     (tmp_path / "short.ply").write_bytes(head + b"1 2 3 65535 0 13107\n")
     colours = {p.stem: read_point_cloud(p).rgb[0].tolist() for p in tmp_path.iterdir()}
     assert colours["unit"] == [0.25, 0.5, 1.0]
@@ -217,9 +213,7 @@ def test_points_with_nan_are_left_out(tmp_path, make_ply):
 
 
 def test_vertices_behind_a_list_in_a_binary_file(tmp_path):
-    head = (
-        "ply\nformat binary_little_endian 1.0\nelement strip 2\nproperty list uchar int v\nelement vertex 1\n"
-    )
+    head = "ply\nformat binary_little_endian 1.0\nelement strip 2\nproperty list uchar int v\nelement vertex 1\n"
     head += "".join(f"property float {n}\n" for n in "xyz") + "end_header\n"
     body = struct.pack("<B2iB1i3f", 2, 7, 8, 1, 9, 4.0, 5.0, 6.0)
     (tmp_path / "l.ply").write_bytes(head.encode() + body)
@@ -296,9 +290,7 @@ def test_text_that_ends_early_or_holds_words(tmp_path):
 
 def test_mesh_points_and_gaussians_are_not_taken_for_each_other(tmp_path, make_ply):
     mesh = "ply\nformat ascii 1.0\nelement vertex 3\n" + "".join(f"property float {n}\n" for n in "xyz")
-    mesh += (
-        "element face 1\nproperty list uchar int vertex_indices\nend_header\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n"
-    )
+    mesh += "element face 1\nproperty list uchar int vertex_indices\nend_header\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n"
     (tmp_path / "mesh.ply").write_text(mesh)
     (tmp_path / "faces.ply").write_text(
         "ply\nformat ascii 1.0\nelement face 1\nproperty list uchar int vertex_indices\nend_header\n3 0 1 2\n"

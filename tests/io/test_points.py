@@ -41,9 +41,7 @@ def test_duplicates_take_the_distance_of_their_place():
 
 def test_one_point_two_points_and_one_place():
     assert gaussians_from_points(cloud([5, 5, 5])).scales[0].tolist() == pytest.approx([LONE_SCALE] * 3)
-    assert gaussians_from_points(cloud([5, 5, 5], [5, 5, 5])).scales[:, 0].tolist() == pytest.approx(
-        [LONE_SCALE] * 2
-    )
+    assert gaussians_from_points(cloud([5, 5, 5], [5, 5, 5])).scales[:, 0].tolist() == pytest.approx([LONE_SCALE] * 2)
     assert gaussians_from_points(cloud([0, 0, 0], [0, 3, 4])).scales[:, 0].tolist() == pytest.approx([5, 5])
 
 

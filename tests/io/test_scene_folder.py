@@ -50,9 +50,7 @@ def test_cameras_come_back_exactly(tmp_path, dtype, times):
     write_cameras(tmp_path / "cameras.json", cameras)
     same_cameras(cameras, read_cameras(tmp_path / "cameras.json"))
     data = json.loads((tmp_path / "cameras.json").read_text(encoding="utf-8"))
-    assert set(data["cameras"][0]) == {"name", "width", "height", "viewmat", "K"} | (
-        {"time"} if times else set()
-    )
+    assert set(data["cameras"][0]) == {"name", "width", "height", "viewmat", "K"} | ({"time"} if times else set())
     none = cameras[[]]
     write_cameras(tmp_path / "none.json", none)
     assert len(read_cameras(tmp_path / "none.json")) == 0
@@ -158,9 +156,7 @@ def test_a_full_disk_keeps_the_old_scene_whole(scene, gaussians, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(atomic.os, "fsync", full_at_the_third)
-    with pytest.raises(
-        FeaturesplatError, match=r"run/cameras\.json: the disk is full; what was written before is"
-    ):
+    with pytest.raises(FeaturesplatError, match=r"run/cameras\.json: the disk is full; what was written before is"):
         write_scene_folder(scene, gaussians(7), some_cameras())
     assert {p.name: p.read_bytes() for p in scene.iterdir()} == before
 
@@ -224,9 +220,7 @@ def test_changed_missing_and_linked_files(scene, tmp_path):
     data = bytearray((scene / "gaussians.ply").read_bytes())
     data[-1] ^= 1
     (scene / "gaussians.ply").write_bytes(data)
-    with pytest.raises(
-        FeaturesplatError, match=r"gaussians\.ply: is not the file that scene\.json describes"
-    ):
+    with pytest.raises(FeaturesplatError, match=r"gaussians\.ply: is not the file that scene\.json describes"):
         read_scene_folder(scene)
     (scene / "gaussians.ply").rename(tmp_path / "elsewhere.ply")
     with pytest.raises(FeaturesplatError, match=r"gaussians\.ply: .*it is missing"):

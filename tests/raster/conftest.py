@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from featuresplat import registry
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_torch_thread():
-    """Small tensors: one thread is faster than two, and much faster on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=[n for n in registry.names("raster") if n != "gsplat"])

@@ -304,7 +304,7 @@ class Trainer:
         names = data.cameras.names
         return Scene(
             gaussians=self.frame.undo(self.mode.at(None)),
-            cameras=data.cameras,
+            cameras=self._refined_cameras(),
             mode=self.config.mode,
             mode_state=state,
             units=self.frame.units(),
@@ -321,6 +321,17 @@ class Trainer:
                 },
             },
         )
+
+    def _refined_cameras(self) -> Cameras:
+        """The data's cameras, the training ones with their refined poses."""
+        cameras = self.dataset.cameras
+        if self.poses is None:
+            return cameras
+        viewmats, given = cameras.viewmats.clone(), self.frame.cameras(cameras[self.dataset.train]).viewmats
+        with torch.no_grad():
+            refined = [self.poses.apply(v.float().to(self.device), i).cpu() for i, v in enumerate(given)]
+        viewmats[self.dataset.train] = self.frame.undo_viewmats(torch.stack(refined)).to(viewmats.dtype)
+        return replace(cameras, viewmats=viewmats)
 
     def finish(self) -> Scene:
         """Write the run folder: the scene, its metrics and its report."""
@@ -375,7 +386,9 @@ class Trainer:
         cached = min(sum(w * h * 3 for w, h in sizes), 2 * memory.GIB)
         model = self.config.model
         start = 0 if self.dataset.points is None else len(self.dataset.points)
-        count = min(model.budget, max(start, model.init_count)) if self.config.densify.strategy == "none" else model.budget
+        count = model.budget
+        if self.config.densify.strategy == "none":
+            count = min(count, start or model.init_count)
         self.plan = memory.plan(count, model.sh_degree, max(w * h for w, h in sizes), cached)
         if self.device.type == "cpu":
             memory.check(self.plan)

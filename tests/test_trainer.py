@@ -28,7 +28,7 @@ from featuresplat.io.ply import read_ply, read_point_cloud
 from featuresplat.poses import rigid
 from featuresplat.raster import _native
 from featuresplat.scene import Scene
-from featuresplat.train import Interrupted, Trainer, train
+from featuresplat.trainer import Interrupted, Trainer, train
 
 DEMO = Path(__file__).resolve().parents[1] / "data" / "demo"
 POINTS = 1500
@@ -513,7 +513,7 @@ def test_peak_memory_stays_within_the_plan(tiny, tmp_path):
         from pathlib import Path
         from featuresplat import memory
         from featuresplat.config import TrainConfig
-        from featuresplat.train import Trainer
+        from featuresplat.trainer import Trainer
         config = TrainConfig(out=Path(sys.argv[2]), steps=15, device="cpu", report=False)
         config.model.budget, config.densify.every, config.densify.start = 40_000, 2, 0.0
         config.densify.growth = 1.0
