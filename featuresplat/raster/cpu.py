@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from featuresplat.errors import FeaturesplatError
-from featuresplat.raster import Contributions, WeightMatrix, _native
+from featuresplat.raster import Contributions, WeightMatrix, _native, _pool
 from featuresplat.raster._inputs import RasterInputs
 from featuresplat.types import RasterMeta, RenderOutput
 
@@ -127,10 +127,10 @@ def _empty_images(inputs: RasterInputs) -> tuple[list[Tensor | None], RasterMeta
     c, n = len(inputs.viewmats), len(inputs.means)
     shape = (c, inputs.height, inputs.width)
     images = [
-        None if inputs.colors is None else torch.empty(*shape, 3),
-        None if inputs.features is None else torch.empty(*shape, inputs.features.shape[1]),
-        torch.empty(*shape, 1),
-        torch.empty(*shape, 1),
+        None if inputs.colors is None else _pool.empty((*shape, 3)),
+        None if inputs.features is None else _pool.empty((*shape, inputs.features.shape[1])),
+        _pool.empty((*shape, 1)),
+        _pool.empty((*shape, 1)),
     ]
     meta = RasterMeta(
         torch.empty(c, n, 2), torch.empty(c, n, 2, dtype=torch.int32), torch.empty(c, n), torch.empty(c, n, 3)
@@ -175,7 +175,7 @@ def _backward(inputs: RasterInputs, held, alpha, depth, grads, wanted, plan: _Pl
         still = ("colors", "features", "backgrounds")
         wanted = [w and name in still for w, name in zip(wanted, _TENSORS, strict=True)]
     wanted[7] = False  # Ks
-    out = [torch.empty_like(t) if w else None for t, w in zip(held, wanted, strict=True)]
+    out = [_pool.empty(t.shape) if w else None for t, w in zip(held, wanted, strict=True)]
     g = _Gradients()
     g.rgb, g.features, g.alpha, g.depth = map(_pointer, grads)
     names = ("means", "quats", "scales", "opacities", "colors", "feature_rows", "viewmats", "", "backgrounds")
@@ -218,7 +218,7 @@ def lift(inputs: RasterInputs, maps: Tensor, power: int) -> tuple[Tensor, Tensor
     call, held = _camera_call(inputs)
     maps = maps.detach().contiguous()
     n, dim = len(inputs.means), maps.shape[-1]
-    sums, weights = torch.empty(n, dim), torch.empty(n)
+    sums, weights = _pool.empty((n, dim)), torch.empty(n)
     addresses = _addresses(sums, weights)
     source, lib = _P(maps.data_ptr()), _native.library()
     _check(lib.fs_lift(ctypes.byref(call), source, ctypes.c_int64(dim), power, *addresses))
