@@ -18,7 +18,7 @@ from torch import Tensor
 
 LEAST = 1 << 20
 """Bytes below which torch's own allocator serves as well."""
-KEPT = 512 << 20
+KEPT = 2 << 30
 """Bytes of unused blocks kept at most."""
 
 
