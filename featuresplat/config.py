@@ -16,6 +16,9 @@ from typing import Any, Literal
 
 import yaml
 
+from featuresplat.config_dynamic import DynamicConfig, PriorsConfig
+from featuresplat.config_fields import FieldConfig, TeacherConfig
+from featuresplat.config_inverse import InverseConfig
 from featuresplat.errors import FeaturesplatError
 
 
@@ -194,6 +197,11 @@ class TrainConfig:
     densify: DensifyConfig = field(default_factory=DensifyConfig)
     exposure: ExposureConfig = field(default_factory=ExposureConfig)
     pose: PoseConfig = field(default_factory=PoseConfig)
+    priors: PriorsConfig = field(default_factory=PriorsConfig)
+    dynamic: DynamicConfig = field(default_factory=DynamicConfig)
+    inverse: InverseConfig = field(default_factory=InverseConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    field: FieldConfig = field(default_factory=FieldConfig)  # last: it hides dataclasses.field in this body
 
 
 def preset_names() -> list[str]:

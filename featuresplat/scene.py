@@ -10,13 +10,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from featuresplat import raster
+from featuresplat import raster, registry
 from featuresplat.config import TrainConfig, load_config, to_dict
 from featuresplat.errors import FeaturesplatError
 from featuresplat.exposure import predict, transform
 from featuresplat.io.atomic import atomic_write_text
 from featuresplat.io.scene_folder import read_scene_folder, write_scene_folder
-from featuresplat.types import Cameras, FeatureField, Gaussians, RenderOutput
+from featuresplat.types import Cameras, FeatureField, Gaussians, RasterMeta, RenderOutput
 
 CONFIG = "config.yaml"
 
@@ -102,6 +102,11 @@ class Scene:
         wanted = set(self.names(part))
         return self.cameras[[i for i, name in enumerate(self.cameras.names) if name in wanted]]
 
+    def at(self, time: float | None = None) -> Gaussians:
+        """The Gaussians at a time in 0..1 (None: as stored), in the data's own frame."""
+        module = registry.load("modes", self.mode)
+        return module.at(self, time) if hasattr(module, "at") else self.gaussians
+
     def render(
         self,
         cameras: Cameras,
@@ -109,50 +114,72 @@ class Scene:
         features: str | None = None,
         exposure: bool = False,
         backgrounds: Tensor | None = None,
+        light: Any = None,
         backend: str | None = None,
     ) -> RenderOutput:
-        """Render cameras of one size; no gradients.
+        """Render cameras of one size, each at its own time; no gradients.
 
         Args:
             cameras: C cameras in the data's frame.
-            features: name of a field to splat along.
+            features: name of a field to splat along: ``out.features`` are its codes (see `FeatureField.decode`).
             exposure: show colours as a photograph taken from there would (when exposures were fitted), in place of
                 the scene's own.
             backgrounds: [3] or [C, 3]; default: what the scene was trained over.
+            light: for modes that can be relit; what it may be, the mode says.
             backend: see `featuresplat.rasterize`.
 
         Raises:
-            FeaturesplatError: no field of that name.
+            FeaturesplatError: no field of that name; a light for a scene that cannot be relit.
         """
         if features is not None and features not in self.fields:
             known = ", ".join(self.fields) or "none"
             raise FeaturesplatError(f"features: this scene has no field '{features}'", f"Its fields: {known}.")
-        g = self.gaussians
-        device = g.means.device
-        if backgrounds is None and any(self.info.get("background", ())):
-            backgrounds = torch.tensor(self.info["background"])
-        model = self.config.model if self.config else None
-        settings = raster.RasterSettings(near=0.01 / self.units["scale"], antialiased=bool(model and model.antialiased))
+        request = RenderRequest(features, backgrounds, light, backend)
+        module = registry.load("modes", self.mode)
         with torch.no_grad():
-            out = raster.rasterize(
-                g.means,
-                g.quats,
-                g.scales,
-                g.opacities,
-                g.sh,
-                cameras.viewmats.to(device, torch.float32),
-                cameras.Ks.to(device, torch.float32),
-                cameras.width,
-                cameras.height,
-                features=None if features is None else self.fields[features].codes,
-                sh_degree=g.sh_degree,
-                backgrounds=None if backgrounds is None else backgrounds.to(device, torch.float32),
-                settings=settings,
-                backend=backend,
-            )
+            if hasattr(module, "render"):
+                out = module.render(self, cameras, request)
+            elif light is not None:
+                hint = "Train it with --config inverse, or 'featuresplat inverse RUN'."
+                raise FeaturesplatError(f"light: a scene of mode '{self.mode}' cannot be relit", hint)
+            else:
+                out = self.splat(cameras, request)
             if exposure and "exposure.delta" in self.mode_state and out.rgb is not None:
                 out.rgb = torch.stack([self._exposed(out.rgb[i], cameras[i]) for i in range(len(cameras))])
         return out
+
+    def splat(self, cameras: Cameras, request: RenderRequest) -> RenderOutput:
+        """The plain render behind `render`: the Gaussians at each camera's time."""
+        if cameras.times is None or not hasattr(registry.load("modes", self.mode), "at"):
+            return self._splat(self.gaussians, cameras, request)
+        outs = [self._splat(self.at(float(cameras.times[i])), cameras[i], request) for i in range(len(cameras))]
+        return outs[0] if len(outs) == 1 else _joined(outs)
+
+    def raster_settings(self) -> raster.RasterSettings:
+        """The constants that the scene was trained with, in the data's own frame."""
+        model = self.config.model if self.config else None
+        return raster.RasterSettings(near=0.01 / self.units["scale"], antialiased=bool(model and model.antialiased))
+
+    def _splat(self, g: Gaussians, cameras: Cameras, request: RenderRequest) -> RenderOutput:
+        device, backgrounds = g.means.device, request.backgrounds
+        if backgrounds is None and any(self.info.get("background", ())):
+            backgrounds = torch.tensor(self.info["background"])
+        return raster.rasterize(
+            g.means,
+            g.quats,
+            g.scales,
+            g.opacities,
+            g.sh,
+            cameras.viewmats.to(device, torch.float32),
+            cameras.Ks.to(device, torch.float32),
+            cameras.width,
+            cameras.height,
+            features=None if request.features is None else self.fields[request.features].codes,
+            sh_degree=g.sh_degree,
+            backgrounds=None if backgrounds is None else backgrounds.to(device, torch.float32),
+            settings=self.raster_settings(),
+            backend=request.backend,
+        )
 
     def _exposed(self, rgb: Tensor, view: Cameras) -> Tensor:
         """Under the photograph's own transform if it was trained on, else under the predicted one."""
@@ -160,3 +187,25 @@ class Scene:
         if view.names[0] and view.names[0] in names:
             return transform(rgb, delta[names.index(view.names[0])])
         return transform(rgb, predict(delta, self.part("train"), view))
+
+
+@dataclass(frozen=True)
+class RenderRequest:
+    """What `Scene.render` was asked for beside the cameras; see there."""
+
+    features: str | None = None
+    backgrounds: Tensor | None = None
+    light: Any = None
+    backend: str | None = None
+
+
+def _joined(outs: list[RenderOutput]) -> RenderOutput:
+    """Outputs of single cameras as one of many."""
+
+    def cat(name: str, of: list[Any]) -> Any:
+        values = [getattr(o, name) for o in of]
+        return None if values[0] is None else torch.cat(values)
+
+    metas = [o.meta for o in outs]
+    meta = RasterMeta(**{name: cat(name, metas) for name in ("means2d", "radii", "depths", "conics")})
+    return RenderOutput(**{name: cat(name, outs) for name in ("rgb", "features", "alpha", "depth")}, meta=meta)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featuresplat import memory, raster, registry
+from featuresplat import memory, modes, raster, registry
+from featuresplat._training import CHECKPOINTS, claim, moments, on_interrupt, restore_moments, usable_device
 from featuresplat.config import TrainConfig, load_config, to_dict
 from featuresplat.datasets import Dataset, load_dataset
 from featuresplat.densify import make_strategy
@@ -37,7 +38,6 @@ from featuresplat.sweep import sweep
 from featuresplat.trainlog import TrainLog
 from featuresplat.types import Cameras, PointCloud
 
-CHECKPOINTS = "checkpoints"
 KEEP_CHECKPOINTS = 2
 NEAR = 0.01  # of the camera extent
 FINAL_CORRECTION_RATE = 0.01  # of exposures and poses, as a share of the first
@@ -48,13 +48,20 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C: the state is saved; the message says how to go on."""
 
 
-def train(source: str | Path, config: TrainConfig | str = "fast", *, progress: bool = True) -> Scene:
+def train(
+    source: str | Path,
+    config: TrainConfig | str = "fast",
+    *,
+    progress: bool = True,
+    watch: Callable[[Trainer], None] | None = None,
+) -> Scene:
     """Train a scene from photographs and write its run folder.
 
     Args:
         source: a folder of any layout that is read (see data/README.md), or a video.
         config: a preset's name, a YAML file, or a TrainConfig.
         progress: show a progress bar.
+        watch: called after every step with the trainer, between steps: it may look, and wait.
 
     Returns:
         The trained scene, as `Scene.load` of the run folder gives it.
@@ -66,9 +73,9 @@ def train(source: str | Path, config: TrainConfig | str = "fast", *, progress: b
     config = load_config(config) if isinstance(config, str) else config
     source = Path(source)
     folder = config.out or Path("runs") / (source.resolve().stem or "scene")
-    _claim(folder, config)
+    claim(folder, config)
     trainer = Trainer(source, replace(config, out=folder), progress)
-    trainer.run()
+    trainer.run(watch)
     return trainer.finish()
 
 
@@ -79,7 +86,7 @@ class Trainer:
         self.config, self.source, self.progress = config, source, progress
         assert config.out is not None  # train() fills it in
         self.folder: Path = config.out
-        self.device = _device(config.device)
+        self.device = usable_device(config.device)
         self.generator = torch.Generator().manual_seed(config.seed)
         torch.manual_seed(config.seed)
         self.dataset = load_dataset(source, config.data)
@@ -89,7 +96,8 @@ class Trainer:
         self.frame = Normalization.of(self.dataset.cameras[self.dataset.train], self.dataset.points)
         cameras = self.frame.cameras(self.dataset.cameras[self.dataset.train])
         points = self._start_points(cameras)
-        self.mode = registry.load("modes", config.mode).Mode(config, cameras, points, self.device)
+        inputs = modes.ModeInputs(config, cameras, points, self.device, self.frame, self.dataset)
+        self.mode: modes.Mode = registry.load("modes", config.mode).Mode(inputs)
         self.exposure = Exposure(len(cameras), self.device) if config.exposure.enabled else None
         self.poses = PoseRefiner(len(cameras), self.device) if config.pose.enabled else None
         self.strategy = make_strategy(config.densify, config.model, config.steps, 1.0)
@@ -101,7 +109,7 @@ class Trainer:
         if self.poses:
             extra.append({"name": "poses", "params": [self.poses.twist], "initial_lr": config.pose.lr})
         self.extra_optimizer = torch.optim.Adam(extra, eps=1e-15) if extra else None
-        self.settings = raster.RasterSettings(near=NEAR, antialiased=config.model.antialiased)
+        self.mode.settings = raster.RasterSettings(near=NEAR, antialiased=config.model.antialiased)
         self._levels: dict[int, _Level] = {}
         self.step_index = 0
         self.seconds = 0.0
@@ -120,12 +128,12 @@ class Trainer:
         found = sweep(lambda i: data.image(data.train[i]), cameras, SWEEP_RAYS, self.generator)
         return found if len(found) >= FEWEST_POINTS else None
 
-    def run(self) -> None:
+    def run(self, watch: Callable[[Trainer], None] | None = None) -> None:
         """All remaining steps, with log, looks at test views, checkpoints; Ctrl-C saves and raises Interrupted."""
         config = self.config
         self.folder.mkdir(parents=True, exist_ok=True)
         log = TrainLog(self.folder, config.steps, self.step_index, self.progress, config.tensorboard)
-        previous = _on_interrupt(self._ask_stop)
+        previous = on_interrupt(self._ask_stop)
         began = time.monotonic() - self.seconds
         threads = torch.get_num_threads()
         if self.device.type == "cpu":
@@ -136,6 +144,10 @@ class Trainer:
                 self.step()
                 self.seconds = time.monotonic() - began
                 self._after_step(log)
+                if watch is not None:
+                    watched = time.monotonic()
+                    watch(self)
+                    began += time.monotonic() - watched
         finally:
             torch.set_num_threads(threads)
             log.close()
@@ -151,6 +163,7 @@ class Trainer:
     def step(self) -> None:
         """One optimisation step."""
         config, step = self.config, self.step_index
+        self.mode.before_step(step, self.optimizer)
         self._set_rates(step)
         level = self._level(step)
         loss: Any = 0.0
@@ -161,8 +174,6 @@ class Trainer:
         assert out is not None
         if self.exposure:
             loss = loss + config.exposure.regularise * self.exposure.drift()
-        for term in self.mode.losses(out, None).values():
-            loss = loss + term
         self.strategy.before_backward(step, out)
         loss.backward()
         self.optimizer.step()
@@ -170,6 +181,7 @@ class Trainer:
             self.extra_optimizer.step()
             self.extra_optimizer.zero_grad(set_to_none=True)
         self.strategy.after_step(step, self.mode.gaussian_params, self.optimizer, out, self.generator)
+        self.mode.after_step(step, self.optimizer, self.generator)
         self.optimizer.zero_grad(set_to_none=True)
         self._average("loss", float(loss.detach()))
         self.step_index += 1
@@ -177,40 +189,42 @@ class Trainer:
     def _view_loss(self, level: _Level, index: int, step: int) -> tuple[Any, Tensor]:
         """Render training image ``index`` and compare."""
         config, data = self.config, level.dataset
-        g = self.mode.at(None if level.cameras.times is None else float(level.cameras.times[index]))
         viewmat, K = level.viewmats[index], level.Ks[index]
         if self.poses:
             viewmat = self.poses.apply(viewmat, index)
         image_index = data.train[index]
         truth = data.image(image_index).to(self.device).float().mul_(1 / 255.0)
         truth, background = self._background(data, image_index, truth)
-        out = raster.rasterize(
-            g.means,
-            g.quats,
-            g.scales,
-            g.opacities,
-            g.sh,
-            viewmat[None],
-            K[None],
-            *level.cameras.sizes[index],
+        times = level.cameras.times
+        width, height = level.cameras.sizes[index]
+        view = modes.View(
+            viewmat,
+            K,
+            width,
+            height,
+            index,
+            step,
+            time=None if times is None else float(times[index]),
             sh_degree=self._sh_degree(step),
-            backgrounds=background,
+            background=background,
             absgrad=self.strategy.absgrad,
-            settings=self.settings,
-            backend=config.backend,
         )
-        assert out.rgb is not None  # colours were given
+        out = self.mode.render(view)
+        assert out.rgb is not None  # a mode renders colours
         rgb = out.rgb[0]
         if self.exposure:
             rgb = self.exposure.apply(rgb, index)
-        mask = data.mask(image_index)
-        loss = photometric(rgb, truth, config.loss.dssim, None if mask is None else mask.to(self.device))
+        mask, depth = data.mask(image_index), data.depth(image_index)
+        mask = None if mask is None else mask.to(self.device)
+        depth = None if depth is None else depth.to(self.device) * self.frame.scale
+        loss = photometric(rgb, truth, config.loss.dssim, mask)
         self._average("psnr", psnr(rgb.detach(), truth, mask))
-        if config.loss.depth:
-            depth = data.depth(image_index)
-            if depth is not None:
-                scaled = depth.to(self.device) * self.frame.scale
-                loss = loss + config.loss.depth * depth_loss(out.depth[0], scaled, out.alpha[0])
+        if config.loss.depth and depth is not None:
+            loss = loss + config.loss.depth * depth_loss(out.depth[0], depth, out.alpha[0])
+        for term in self.mode.losses(
+            out, modes.Batch(view, data.cameras.names[image_index], truth, mask, depth)
+        ).values():
+            loss = loss + term
         return out, loss
 
     def _background(self, data: Dataset, index: int, truth: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -231,6 +245,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             if group["name"] == "means":
                 group["lr"] = math.exp((1 - t) * math.log(o.means_lr) + t * math.log(o.means_lr_final))
+        for name, rate in self.mode.rates(t).items():
+            next(g for g in self.optimizer.param_groups if g["name"] == name)["lr"] = rate
         for group in self.extra_optimizer.param_groups if self.extra_optimizer else ():
             # Corrections per image settle: each is seen once an epoch only, and a late jump would show.
             group["lr"] = group["initial_lr"] * FINAL_CORRECTION_RATE**t
@@ -348,13 +364,15 @@ class Trainer:
         """Everything that the remaining steps depend on."""
         tensors: dict[str, Any] = {
             "params": {k: p.detach() for k, p in self.mode.gaussian_params.items()},
-            "optimizer": _moments(self.optimizer),
+            "extra_params": {k: p.detach() for k, p in self.mode.extra_params.items()},
+            "buffers": self.mode.buffers(),
+            "optimizer": moments(self.optimizer),
             "strategy": self.strategy.state_dict(),
             "generator": {"state": self.generator.get_state()},
         }
         if self.extra_optimizer:
             tensors["extra"] = {g["name"]: g["params"][0].detach() for g in self.extra_optimizer.param_groups}
-            tensors["extra_optimizer"] = _moments(self.extra_optimizer)
+            tensors["extra_optimizer"] = moments(self.extra_optimizer)
         meta = {"step": self.step_index, "seconds": self.seconds, "running": self.running}
         meta["config"] = to_dict(self.config)
         path = checkpoint_path(self.folder / CHECKPOINTS, self.step_index)
@@ -367,17 +385,20 @@ class Trainer:
         if path is None:
             raise FeaturesplatError(f"{self.folder}: holds no checkpoint to resume from", "Leave --resume out.")
         saved = load_checkpoint(path)
-        for name, value in saved.tensors["params"].items():
-            self.mode.gaussian_params[name] = torch.nn.Parameter(value.to(self.device))
+        for kind, params in (("params", self.mode.gaussian_params), ("extra_params", self.mode.extra_params)):
+            for name, value in saved.tensors.get(kind, {}).items():
+                params[name] = torch.nn.Parameter(value.to(self.device))
+        everything = {**self.mode.gaussian_params, **self.mode.extra_params}
         for group in self.optimizer.param_groups:
-            group["params"] = [self.mode.gaussian_params[group["name"]]]
-        _restore_moments(self.optimizer, saved.tensors.get("optimizer", {}))
+            group["params"] = [everything[group["name"]]]
+        self.mode.load_buffers(saved.tensors.get("buffers", {}))
+        restore_moments(self.optimizer, saved.tensors.get("optimizer", {}))
         self.strategy.load_state_dict(saved.tensors.get("strategy", {}))
         self.generator.set_state(saved.tensors["generator"]["state"])
         if self.extra_optimizer:
             for group in self.extra_optimizer.param_groups:
                 group["params"][0].data.copy_(saved.tensors["extra"][group["name"]])
-            _restore_moments(self.extra_optimizer, saved.tensors.get("extra_optimizer", {}))
+            restore_moments(self.extra_optimizer, saved.tensors.get("extra_optimizer", {}))
         self.step_index, self.seconds = saved.meta["step"], saved.meta["seconds"]
         self.running = dict(saved.meta["running"])
 
@@ -408,59 +429,8 @@ class _Level:
         self.Ks = cameras.Ks.to(device, torch.float32)
 
 
-def _moments(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """Adam's state by the group's name."""
-    out: dict[str, dict[str, Tensor]] = {}
-    for group in optimizer.param_groups:
-        state = optimizer.state.get(group["params"][0])
-        if state:
-            out[group["name"]] = {k: torch.as_tensor(v).detach() for k, v in state.items()}
-    return out
-
-
-def _restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, dict[str, Tensor]]) -> None:
-    optimizer.state.clear()
-    for group in optimizer.param_groups:
-        if group["name"] in saved:
-            p = group["params"][0]
-            optimizer.state[p] = {k: v.to(p.device) if k != "step" else v for k, v in saved[group["name"]].items()}
-
-
 def _background_of(config: TrainConfig, data: Dataset) -> list[float]:
     """What renders are laid over: the colour behind transparent images; black for photographs."""
     if data.alpha(data.train[0]) is None:
         return [0.0, 0.0, 0.0]
     return {"white": [1.0] * 3, "black": [0.0] * 3, "gray": [0.5] * 3}[config.data.background]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise FeaturesplatError(f"device: '{name}' is not known", "Use auto, cpu, cuda or cuda:N.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise FeaturesplatError("device: no CUDA GPU is usable here", "Use --device cpu, or run 'featuresplat doctor'.")
-    return device
-
-
-def _claim(folder: Path, config: TrainConfig) -> None:
-    """Refuse to overwrite another run unless told to."""
-    if folder.exists() and not folder.is_dir():
-        raise FeaturesplatError(f"{folder}: is a file", "Give another --out.")
-    used = (folder / "scene.json").exists() or any((folder / CHECKPOINTS).glob("*.safetensors"))
-    if used and not (config.resume or config.overwrite):
-        raise FeaturesplatError(
-            f"{folder}: holds a run already", "Add --resume to go on, --overwrite to start anew, or another --out."
-        )
-    if used and config.overwrite and not config.resume:
-        for path in (folder / CHECKPOINTS).glob("*.safetensors"):
-            path.unlink()
-
-
-def _on_interrupt(handler):
-    """Install a SIGINT handler where that is possible; returns the one before it."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGINT, handler)

@@ -16,12 +16,13 @@ import yaml
 from PIL import Image
 
 from featuresplat import Cameras, FeatureField, FeaturesplatError, Gaussians
-from featuresplat.cli import TrainArgs, _preset, main
+from featuresplat.cli import main
 from featuresplat.config import load_config
 from featuresplat.io.cameras import write_cameras
 from featuresplat.io.formats import load_gaussians
 from featuresplat.io.scene_folder import write_scene_folder
 from featuresplat.render import file_names
+from featuresplat.verbs.train import TrainArgs, preset_of
 
 DEMO = Path(__file__).resolve().parents[1] / "data" / "demo"
 NAMES = ("left/a.jpg", "left/b.jpg", "left/c.jpg", "left/d.jpg")
@@ -102,7 +103,7 @@ def test_a_run_that_is_none(verb, tmp_path, capsys):
 def parse(*argv: str) -> TrainArgs:
     import tyro
 
-    return tyro.cli(TrainArgs, args=argv, default=TrainArgs(settings=_preset(list(argv))))
+    return tyro.cli(TrainArgs, args=argv, default=TrainArgs(settings=preset_of(list(argv))))
 
 
 def test_flags_change_the_preset_in_any_order(tmp_path):
@@ -120,10 +121,10 @@ def test_flags_change_the_preset_in_any_order(tmp_path):
 def test_a_runs_own_config_is_for_repeating_it_elsewhere_and_for_resuming(tmp_path):
     saved = {"config": "quality", "steps": 77, "out": str(tmp_path), "overwrite": True}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
-    config = _preset(["photos", "--config", str(tmp_path / "config.yaml")])
+    config = preset_of(["photos", "--config", str(tmp_path / "config.yaml")])
     assert (config.steps, config.out, config.overwrite) == (77, None, False)
-    assert _preset(["photos", "--out", str(tmp_path), "--resume"]).steps == 77
-    assert _preset(["photos", "--out", str(tmp_path)]).steps == 7000
+    assert preset_of(["photos", "--out", str(tmp_path), "--resume"]).steps == 77
+    assert preset_of(["photos", "--out", str(tmp_path)]).steps == 7000
 
 
 def test_training_on_what_is_no_data(tmp_path, capsys, monkeypatch):
@@ -274,7 +275,7 @@ def test_the_demo_wants_its_scene_and_leaves_other_runs_alone(run, tmp_path, cap
 
 
 def test_interrupts_bugs_and_warnings_are_said_briefly(monkeypatch, capsys):
-    from featuresplat import cli
+    from featuresplat.verbs import doctor, report
 
     def stop() -> None:
         raise KeyboardInterrupt("stopped at step 3; go on with --resume.")
@@ -283,8 +284,8 @@ def test_interrupts_bugs_and_warnings_are_said_briefly(monkeypatch, capsys):
         warnings.warn("something odd", stacklevel=1)
         raise ValueError("deep inside")
 
-    monkeypatch.setitem(cli._VERBS, "report", stop)
-    monkeypatch.setitem(cli._VERBS, "doctor", bug)
+    monkeypatch.setattr(report, "run", stop)
+    monkeypatch.setattr(doctor, "run", bug)
     assert main(["report"]) == 130
     assert "go on with --resume" in capsys.readouterr().err
     assert main(["doctor"]) == 1

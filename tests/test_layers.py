@@ -12,11 +12,12 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "featuresplat"
 
 LAYERS = {
-    0: "errors types geometry config registry paths normalization poses exposure memory",
+    0: "errors types geometry config config_fields config_dynamic config_inverse registry paths normalization poses "
+    "exposure memory",
     1: "raster io datasets teachers losses metrics densify points sweep _ssim",
     2: "fields prompts modes scene",
-    3: "trainer trainlog evaluate report _report_page _report_layout _report_svg render export",
-    4: "cli __main__ doctor demo viewer integrations",
+    3: "trainer _training trainlog evaluate report _report_page _report_layout _report_svg render export",
+    4: "cli verbs __main__ doctor demo viewer integrations",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 LEAVES = {"cli", "viewer", "integrations"}

@@ -8,28 +8,23 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from featuresplat import modes
 from featuresplat.config import TrainConfig
 from featuresplat.errors import FeaturesplatError
 from featuresplat.points import gaussians_from_points
 from featuresplat.types import Cameras, Gaussians, PointCloud, RenderOutput
 
 
-class Mode:
+class Mode(modes.Mode):
     """The parameters of a static scene in the training frame."""
 
-    def __init__(self, config: TrainConfig, cameras: Cameras, points: PointCloud | None, device: torch.device):
-        """Start from the points, or at random in front of the cameras.
-
-        Args:
-            cameras: the training cameras, in the training frame.
-            points: start points in the training frame, or None.
-        """
-        self.config = config
-        start = _start_points(config, cameras, points)
-        gaussians = gaussians_from_points(
-            start, config.model.sh_degree, config.model.init_opacity, scale=config.model.init_scale
-        )
-        self.gaussian_params = {k: Parameter(v.to(device)) for k, v in gaussians.tensors().items()}
+    def __init__(self, inputs: modes.ModeInputs):
+        """Start from the points, or at random in front of the cameras."""
+        super().__init__(inputs)
+        model = inputs.config.model
+        start = _start_points(inputs.config, inputs.cameras, inputs.points)
+        gaussians = gaussians_from_points(start, model.sh_degree, model.init_opacity, scale=model.init_scale)
+        self.gaussian_params = {k: Parameter(v.to(inputs.device)) for k, v in gaussians.tensors().items()}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         o = self.config.optim
@@ -46,16 +41,13 @@ class Mode:
     def at(self, time: float | None = None) -> Gaussians:
         return Gaussians(**self.gaussian_params)
 
-    def losses(self, out: RenderOutput, batch: Any) -> dict[str, Tensor]:
+    def losses(self, out: RenderOutput, batch: modes.Batch) -> dict[str, Tensor]:
         c, terms = self.config.loss, {}
         if c.opacity:
             terms["opacity"] = c.opacity * self.gaussian_params["logit_opacities"].sigmoid().mean()
         if c.scale:
             terms["scale"] = c.scale * self.gaussian_params["log_scales"].exp().mean()
         return terms
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
 
 
 def _start_points(config: TrainConfig, cameras: Cameras, points: PointCloud | None) -> PointCloud:

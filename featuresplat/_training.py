@@ -1,0 +1,66 @@
+"""What the training loop leans on: its folder, its device, Ctrl-C, and the optimiser's moments in checkpoints."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from featuresplat.config import TrainConfig
+from featuresplat.errors import FeaturesplatError
+
+CHECKPOINTS = "checkpoints"
+
+
+def usable_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise FeaturesplatError(f"device: '{name}' is not known", "Use auto, cpu, cuda or cuda:N.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise FeaturesplatError("device: no CUDA GPU is usable here", "Use --device cpu, or run 'featuresplat doctor'.")
+    return device
+
+
+def claim(folder: Path, config: TrainConfig) -> None:
+    """Refuse to overwrite another run unless told to."""
+    if folder.exists() and not folder.is_dir():
+        raise FeaturesplatError(f"{folder}: is a file", "Give another --out.")
+    used = (folder / "scene.json").exists() or any((folder / CHECKPOINTS).glob("*.safetensors"))
+    if used and not (config.resume or config.overwrite):
+        raise FeaturesplatError(
+            f"{folder}: holds a run already", "Add --resume to go on, --overwrite to start anew, or another --out."
+        )
+    if used and config.overwrite and not config.resume:
+        for path in (folder / CHECKPOINTS).glob("*.safetensors"):
+            path.unlink()
+
+
+def on_interrupt(handler):
+    """Install a SIGINT handler where that is possible; returns the one before it."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGINT, handler)
+
+
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """Adam's state by the group's name."""
+    out: dict[str, dict[str, Tensor]] = {}
+    for group in optimizer.param_groups:
+        state = optimizer.state.get(group["params"][0])
+        if state:
+            out[group["name"]] = {k: torch.as_tensor(v).detach() for k, v in state.items()}
+    return out
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, dict[str, Tensor]]) -> None:
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        if group["name"] in saved:
+            p = group["params"][0]
+            optimizer.state[p] = {k: v.to(p.device) if k != "step" else v for k, v in saved[group["name"]].items()}
