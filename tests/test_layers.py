@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "featuresplat"
 
 LAYERS = {
     0: "errors types geometry config config_fields config_dynamic config_inverse registry paths normalization poses "
-    "exposure memory",
+    "exposure memory decoders",
     1: "raster io datasets teachers losses metrics densify points sweep _ssim",
     2: "fields prompts modes scene",
     3: "trainer _training trainlog evaluate report _report_page _report_layout _report_svg render export",
@@ -21,6 +21,7 @@ LAYERS = {
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 LEAVES = {"cli", "viewer", "integrations"}
+FACES = {"__main__", "verbs"}  # what a person starts may start the viewer
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -64,7 +65,7 @@ def test_imports_go_downward(path):
     for other in imported_modules(path) - {here}:
         assert other in LAYER, f"{path.name} imports {other}, which has no layer"
         assert LAYER[other] <= LAYER[here], f"{path.name} (layer {LAYER[here]}) imports {other} ({LAYER[other]})"
-        assert other not in LEAVES or here == "__main__", f"{path.name} imports {other}, which nobody may import"
+        assert other not in LEAVES or here in FACES, f"{path.name} imports {other}, which nobody may import"
 
 
 def test_the_checker_sees_every_form_of_import():
