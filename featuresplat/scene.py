@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from featuresplat.io.scene_folder import read_scene_folder, write_scene_folder
 from featuresplat.types import Cameras, FeatureField, Gaussians, RasterMeta, RenderOutput
 
 CONFIG = "config.yaml"
+PER_GAUSSIAN = "gaussian."
 
 
 @dataclass
@@ -28,9 +30,10 @@ class Scene:
     Attributes:
         gaussians: N Gaussians.
         cameras: every camera of the data, at the size that training used.
-        fields: feature fields by name.
+        fields: feature fields by name; the last one is the default where none is named.
         mode: name of the mode that made it.
-        mode_state: further tensors by name; ``exposure.delta`` [M, 3, 4] when exposures were fitted.
+        mode_state: further tensors by name; ``exposure.delta`` [M, 3, 4] when exposures were fitted. Those whose
+            name begins with ``gaussian.`` have one row per Gaussian.
         units: ``center`` and ``scale`` of the training frame; the near plane is 0.01 / scale.
         config: how it was trained, or None.
         info: plain values: ``source`` (path of the data), ``split`` {train, test: names}, ``background``,
@@ -86,11 +89,59 @@ class Scene:
 
     def to(self, device: str | torch.device) -> Scene:
         """The same scene with its Gaussians, fields and state on ``device``; the cameras stay where they are."""
-        fields = {k: FeatureField(f.codes.to(device), f.teacher) for k, f in self.fields.items()}
+        fields = _over_shared_codes(self.fields, lambda codes: codes.to(device), lambda f: f.to(device))
         state = {k: v.to(device) for k, v in self.mode_state.items()}
         return Scene(
             self.gaussians.to(device), self.cameras, fields, self.mode, state, self.units, self.config, self.info
         )
+
+    def field(self, name: str | None = None) -> tuple[str, FeatureField]:
+        """A field and its name; None takes the one added last.
+
+        Raises:
+            FeaturesplatError: no field of that name, or none at all.
+        """
+        if not self.fields:
+            raise FeaturesplatError(
+                "this scene has no feature field", "Add one: featuresplat distill RUN --teacher offline (or clip, sam)."
+            )
+        if name is None:
+            name = next(reversed(self.fields))
+        if name not in self.fields:
+            known = ", ".join(self.fields)
+            raise FeaturesplatError(f"field: this scene has none called '{name}'", f"Its fields: {known}.")
+        return name, self.fields[name]
+
+    def rows(self, index: Tensor | slice) -> Scene:
+        """The scene of some Gaussians only, at a boolean mask, an index tensor or a slice; fields follow."""
+        fields = _over_shared_codes(self.fields, lambda codes: codes[index], lambda f: f[index])
+        state = {k: v[index] if k.startswith(PER_GAUSSIAN) else v for k, v in self.mode_state.items()}
+        return replace(self, gaussians=self.gaussians[index], fields=fields, mode_state=state)
+
+    @staticmethod
+    def cat(scenes: Sequence[Scene]) -> Scene:
+        """All Gaussians of several scenes in one; everything else is the first one's.
+
+        Fields are the first one's too: where another scene has no field of that name in the same space (one teacher,
+        one decoder), its Gaussians get codes and confidence of 0. Likewise with per-Gaussian tensors of the mode.
+        """
+        first = scenes[0]
+        fields = {}
+        for name, field_ in first.fields.items():
+            parts = [_field_rows(s, name, field_) for s in scenes]
+            confidence = None
+            if field_.confidence is not None:
+                known = [torch.zeros(len(p)) if p.confidence is None else p.confidence for p in parts]
+                confidence = torch.cat([c.to(field_.codes.device) for c in known])
+            fields[name] = replace(field_, codes=torch.cat([p.codes for p in parts]), confidence=confidence)
+        state = dict(first.mode_state)
+        for key in (k for k in state if k.startswith(PER_GAUSSIAN)):
+            values = [s.mode_state.get(key) for s in scenes]
+            state[key] = torch.cat(
+                [state[key].new_zeros(len(s.gaussians), *state[key].shape[1:]) if v is None else v
+                 for s, v in zip(scenes, values, strict=True)]
+            )  # fmt: skip
+        return replace(first, gaussians=Gaussians.cat([s.gaussians for s in scenes]), fields=fields, mode_state=state)
 
     def names(self, part: str) -> list[str]:
         """Names of the ``train`` or ``test`` images, in the cameras' order."""
@@ -111,7 +162,7 @@ class Scene:
         self,
         cameras: Cameras,
         *,
-        features: str | None = None,
+        features: str | Tensor | None = None,
         exposure: bool = False,
         backgrounds: Tensor | None = None,
         light: Any = None,
@@ -121,7 +172,8 @@ class Scene:
 
         Args:
             cameras: C cameras in the data's frame.
-            features: name of a field to splat along: ``out.features`` are its codes (see `FeatureField.decode`).
+            features: name of a field to splat along: ``out.features`` are its codes (see `FeatureField.decode`); or
+                [N, K] values of your own, one row per Gaussian.
             exposure: show colours as a photograph taken from there would (when exposures were fitted), in place of
                 the scene's own.
             backgrounds: [3] or [C, 3]; default: what the scene was trained over.
@@ -131,9 +183,8 @@ class Scene:
         Raises:
             FeaturesplatError: no field of that name; a light for a scene that cannot be relit.
         """
-        if features is not None and features not in self.fields:
-            known = ", ".join(self.fields) or "none"
-            raise FeaturesplatError(f"features: this scene has no field '{features}'", f"Its fields: {known}.")
+        if isinstance(features, str):
+            self.field(features)
         request = RenderRequest(features, backgrounds, light, backend)
         module = registry.load("modes", self.mode)
         with torch.no_grad():
@@ -174,12 +225,16 @@ class Scene:
             cameras.Ks.to(device, torch.float32),
             cameras.width,
             cameras.height,
-            features=None if request.features is None else self.fields[request.features].codes,
+            features=self.values(request.features),
             sh_degree=g.sh_degree,
             backgrounds=None if backgrounds is None else backgrounds.to(device, torch.float32),
             settings=self.raster_settings(),
             backend=request.backend,
         )
+
+    def values(self, features: str | Tensor | None) -> Tensor | None:
+        """What `RenderRequest.features` asks to be splatted: [N, K] or None."""
+        return self.fields[features].codes if isinstance(features, str) else features
 
     def _exposed(self, rgb: Tensor, view: Cameras) -> Tensor:
         """Under the photograph's own transform if it was trained on, else under the predicted one."""
@@ -193,10 +248,30 @@ class Scene:
 class RenderRequest:
     """What `Scene.render` was asked for beside the cameras; see there."""
 
-    features: str | None = None
+    features: str | Tensor | None = None
     backgrounds: Tensor | None = None
     light: Any = None
     backend: str | None = None
+
+
+def _over_shared_codes(fields: dict[str, FeatureField], on_codes, on_field) -> dict[str, FeatureField]:
+    """``on_field`` of each; fields that shared a tensor of codes share ``on_codes`` of it."""
+    seen: dict[int, Tensor] = {}
+    out = {}
+    for name, value in fields.items():
+        if id(value.codes) not in seen:
+            seen[id(value.codes)] = on_codes(value.codes)
+        out[name] = replace(on_field(value), codes=seen[id(value.codes)])
+    return out
+
+
+def _field_rows(scene: Scene, name: str, like: FeatureField) -> FeatureField:
+    """A scene's field, or one that says nothing where it has none in the space of ``like``."""
+    found = scene.fields.get(name)
+    if found is not None and found.same_space(like):
+        return found
+    count = len(scene.gaussians)
+    return replace(like, codes=like.codes.new_zeros(count, like.dim), confidence=like.codes.new_zeros(count))
 
 
 def _joined(outs: list[RenderOutput]) -> RenderOutput:

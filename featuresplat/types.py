@@ -1,18 +1,21 @@
-"""The nouns: Gaussians, Cameras, PointCloud, RenderOutput, FeatureField.
+"""The nouns: Gaussians, Cameras, PointCloud, RenderOutput, TextTable, FeatureField.
 
-Sizes: N Gaussians, C cameras, H and W pixels, K spherical-harmonic bases, D stored feature channels.
+Sizes: N Gaussians, C cameras, H and W pixels, K spherical-harmonic bases, D stored and F teacher channels.
 Frames: ``means`` live in the world frame of the input data; ``viewmats`` map world to camera, OpenCV axes
 (x right, y down, z forward); pixel centres are at +0.5.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from featuresplat.decoders import Decoder
 from featuresplat.errors import FeaturesplatError
 
 SH_C0 = 0.28209479177387814
@@ -267,18 +270,113 @@ class RenderOutput:
 
 
 @dataclass
+class TextTable:
+    """Phrases that a field can answer by itself: ``vectors`` [P, F], row p is ``phrases[p]`` in the teacher's space."""
+
+    phrases: tuple[str, ...]
+    vectors: Tensor
+
+    def __post_init__(self) -> None:
+        self.phrases = tuple(self.phrases)
+        if self.vectors.ndim != 2 or len(self.vectors) != len(self.phrases):
+            raise FeaturesplatError(
+                f"text: {len(self.phrases)} phrases, but vectors {list(self.vectors.shape)}",
+                "Give one row of F numbers per phrase.",
+            )
+
+
+@dataclass
 class FeatureField:
-    """Features riding on the Gaussians.
+    """Features riding on the Gaussians: what is splatted are the codes; the teacher's space is `decode` of them.
 
     Attributes:
         codes: [N, D] what is stored and splatted.
         teacher: name of the teacher that the codes were distilled from, or "" when unknown.
+        decoder: D to the teacher's F channels; None when the codes are in the teacher's space themselves.
+        confidence: [N] how much was seen of each Gaussian: its summed blending weight in pixels; 0 = the code is a
+            guess. None when unknown.
+        text: phrases with their vectors, of teachers that are a table of phrases.
+        info: plain values. ``teacher``: the teacher's settings, so that text can be asked without the photographs.
     """
 
     codes: Tensor
     teacher: str = ""
+    decoder: Decoder | None = None
+    confidence: Tensor | None = None
+    text: TextTable | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.codes)
+        if self.codes.ndim != 2:
+            raise FeaturesplatError(f"codes: expected [N, D], got {list(self.codes.shape)}", "Give one row each.")
+        if self.decoder is not None and self.decoder.dim != self.dim:
+            raise FeaturesplatError(
+                f"decoder: takes {self.decoder.dim} channels, but the codes have {self.dim}",
+                "Give the decoder that was trained with these codes.",
+            )
+        if self.confidence is not None and tuple(self.confidence.shape) != (n,):
+            raise FeaturesplatError(
+                f"confidence: expected [{n}], got {list(self.confidence.shape)}", "Give one number per Gaussian."
+            )
+        if self.text is not None and self.text.vectors.shape[1] != self.out_dim:
+            raise FeaturesplatError(
+                f"text: its vectors have {self.text.vectors.shape[1]} channels, the field has {self.out_dim}",
+                "Give the table of the teacher that the field was distilled from.",
+            )
+
+    def __len__(self) -> int:
+        return len(self.codes)
 
     @property
     def dim(self) -> int:
         """D, the number of stored channels."""
         return self.codes.shape[1]
+
+    @property
+    def out_dim(self) -> int:
+        """F, the number of channels in the teacher's space."""
+        return self.dim if self.decoder is None else self.decoder.out_dim
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Codes [..., D], per Gaussian or rendered, to the teacher's space [..., F]."""
+        return x if self.decoder is None else self.decoder(x)
+
+    def project(self, vectors: Tensor) -> Tensor | None:
+        """[P, F] in the teacher's space to [P, D], so that ``codes @ projected.T == decode(codes) @ vectors.T``.
+
+        This commutes with blending: P channels can be splatted in place of D. None where the decoder is not linear.
+        """
+        if self.decoder is None:
+            return vectors
+        matrix = self.decoder.matrix
+        return None if matrix is None else vectors @ matrix
+
+    def __getitem__(self, index: Tensor | slice) -> FeatureField:
+        """The field of the Gaussians at a boolean mask, an index tensor or a slice."""
+        confidence = None if self.confidence is None else self.confidence[index]
+        return replace(self, codes=self.codes[index], confidence=confidence)
+
+    def to(self, *args, **kwargs) -> FeatureField:
+        """A copy on another device; the decoder and the text go along."""
+
+        def moved(value):
+            return None if value is None else value.to(*args, **kwargs)
+
+        decoder = None if self.decoder is None else copy.deepcopy(self.decoder).to(*args, **kwargs)
+        text = None if self.text is None else TextTable(self.text.phrases, self.text.vectors.to(*args, **kwargs))
+        return replace(
+            self, codes=moved(self.codes), decoder=decoder, confidence=moved(self.confidence), text=text
+        )  # fmt: skip
+
+    def same_space(self, other: FeatureField) -> bool:
+        """Whether codes of both mean the same: one teacher, one decoder."""
+        if (self.teacher, self.dim, self.out_dim) != (other.teacher, other.dim, other.out_dim):
+            return False
+        mine, theirs = self.decoder, other.decoder
+        if mine is theirs or mine is None or theirs is None:
+            return mine is theirs
+        if mine.settings() != theirs.settings():
+            return False
+        states = mine.state_dict(), theirs.state_dict()
+        return all(torch.equal(states[0][k].cpu(), states[1][k].cpu()) for k in states[0])

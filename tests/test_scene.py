@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from featuresplat.config import TrainConfig
+from featuresplat.decoders import LinearDecoder
 from featuresplat.errors import FeaturesplatError
 from featuresplat.exposure import predict, transform
 from featuresplat.io.ply import read_ply
@@ -172,5 +173,79 @@ def test_a_damaged_config_is_told(scene, tmp_path, text):
 
 
 def test_an_unknown_field_is_told(scene):
-    with pytest.raises(FeaturesplatError, match="clip"):
+    with pytest.raises(FeaturesplatError, match="no feature field"):
         scene.render(scene.cameras[0], features="clip")
+    with pytest.raises(FeaturesplatError, match="clip"):
+        with_fields(scene).render(scene.cameras[0], features="clip")
+
+
+def with_fields(scene: Scene) -> Scene:
+    """A scene with two fields over the same codes, a third one, and a mode's tensor with a row per Gaussian."""
+    n, g = len(scene.gaussians), torch.Generator().manual_seed(0)
+    codes = torch.randn(n, 3, generator=g)
+    decoder = LinearDecoder(3, 5)
+    decoder.weight.data.normal_(generator=g)
+    fields = {
+        "a": FeatureField(codes, "t", decoder, torch.rand(n, generator=g)),
+        "b": FeatureField(codes, "u"),
+        "c": FeatureField(torch.randn(n, 2, generator=g), "v"),
+    }
+    state = scene.mode_state | {"gaussian.rough": torch.rand(n, generator=g), "other": torch.arange(n)}
+    return replace(scene, fields=fields, mode_state=state)
+
+
+@pytest.mark.parametrize("kind", ["mask", "index", "slice"])
+def test_rows_follow_the_gaussians(scene, kind):
+    rich, n = with_fields(scene), len(scene.gaussians)
+    chosen = torch.arange(n)[3:200:7]
+    index = {"mask": torch.isin(torch.arange(n), chosen), "index": chosen, "slice": slice(3, 200, 7)}[kind]
+    some = rich.rows(index)
+    assert torch.equal(some.gaussians.means, scene.gaussians.means[chosen])
+    for name, field in rich.fields.items():
+        assert torch.equal(some.fields[name].codes, field.codes[chosen])
+    assert some.fields["a"].confidence is not None
+    assert torch.equal(some.fields["a"].confidence, rich.fields["a"].confidence[chosen])  # pyright: ignore
+    assert some.fields["a"].codes is some.fields["b"].codes
+    assert torch.equal(some.mode_state["gaussian.rough"], rich.mode_state["gaussian.rough"][chosen])
+    assert torch.equal(some.mode_state["other"], rich.mode_state["other"])
+    assert len(rich.gaussians) == n
+
+
+def test_cat_keeps_what_means_the_same(scene):
+    rich = with_fields(scene)
+    one, two = rich.rows(slice(0, 40)), rich.rows(slice(40, 100))
+    both = Scene.cat([one, two])
+    assert torch.equal(both.gaussians.means, rich.gaussians.means[:100])
+    for name in rich.fields:
+        assert torch.equal(both.fields[name].codes, rich.fields[name].codes[:100])
+    assert torch.equal(both.mode_state["gaussian.rough"], rich.mode_state["gaussian.rough"][:100])
+    other = replace(two, fields={"a": FeatureField(torch.ones(60, 3), "another teacher")}, mode_state={})
+    both = Scene.cat([one, other])
+    assert both.fields["a"].codes[40:].abs().max() == 0
+    assert both.fields["a"].confidence is not None
+    assert both.fields["a"].confidence[40:].max() == 0
+    assert both.mode_state["gaussian.rough"][40:].max() == 0
+
+
+def test_the_default_field_is_the_last_one(scene):
+    rich = with_fields(scene)
+    assert rich.field()[0] == "c"
+    assert rich.field("a") == ("a", rich.fields["a"])
+    with pytest.raises(FeaturesplatError, match="has none called 'x'") as caught:
+        rich.field("x")
+    assert "a, b, c" in caught.value.hint
+    with pytest.raises(FeaturesplatError, match="no feature field"):
+        scene.field()
+
+
+def test_values_of_ones_own_are_splatted_and_projections_commute_with_blending(scene):
+    rich = with_fields(scene)
+    phrases = torch.randn(4, 5)
+    projected = rich.fields["a"].project(phrases)
+    assert projected is not None
+    camera = scene.cameras[0]
+    direct = rich.render(camera, features=rich.fields["a"].codes @ projected.T).features
+    rendered = rich.render(camera, features="a").features
+    assert direct is not None
+    assert rendered is not None
+    assert torch.allclose(direct, rich.fields["a"].decode(rendered) @ phrases.T, atol=1e-4)

@@ -2,10 +2,13 @@
 
 ::
 
-    scene.json       format, generator, units {center, scale}, mode, fields, files {name: {sha256, bytes}},
-    info gaussians.ply    Gaussians; the codes of all fields side by side as feature_0 .. feature_{D-1}
+    scene.json       format, generator, units {center, scale}, mode, fields, files {name: {sha256, bytes}}, info
+    gaussians.ply    Gaussians; the codes of all fields side by side as feature_0 .. feature_{D-1}
     cameras.json     see featuresplat.io.cameras
     mode.safetensors tensors of the mode, when it has any
+    NAME.decoder.safetensors, NAME.field.safetensors   what fields have beside codes: featuresplat.io.field_files
+
+Two fields over the same codes share their columns.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from torch import Tensor
 from featuresplat.errors import FeaturesplatError
 from featuresplat.io.atomic import atomic_path, atomic_write_json
 from featuresplat.io.cameras import read_cameras, write_cameras
+from featuresplat.io.field_files import field_files, read_field, sparse_codes
 from featuresplat.io.ply import read_ply, write_ply
 from featuresplat.io.safe_paths import inside
 from featuresplat.io.tensors import read_tensors, write_tensors
@@ -41,12 +45,11 @@ class SceneFolder:
     Attributes:
         gaussians: float32, frame of the input data.
         cameras: as they were written.
-        fields: codes by field name, in the order of writing.
+        fields: by name, in the order of writing.
         mode: name of the mode.
         mode_state: its tensors, or None.
         info: what the writer wanted to be kept; JSON.
         units: ``center`` [3] and ``scale``: training saw (x - center) * scale; the files hold x.
-        decoders: paths of the decoder files, by field name.
     """
 
     gaussians: Gaussians
@@ -56,7 +59,6 @@ class SceneFolder:
     mode_state: dict[str, Tensor] | None = None
     info: dict[str, Any] = field(default_factory=dict)
     units: dict[str, Any] = field(default_factory=lambda: {"center": [0.0, 0.0, 0.0], "scale": 1.0})
-    decoders: dict[str, Path] = field(default_factory=dict)
 
 
 def write_scene_folder(
@@ -69,7 +71,6 @@ def write_scene_folder(
     info: Mapping[str, Any] | None = None,
     *,
     units: Mapping[str, Any] | None = None,
-    decoders: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a scene; all files are complete on the disk before the first of them gets its name.
 
@@ -77,24 +78,23 @@ def write_scene_folder(
         folder: the run folder; made when missing. Other files in it are left alone.
         gaussians: N Gaussians, frame of the input data.
         cameras: the cameras of the scene.
-        fields: [N, D] codes by name.
+        fields: of N rows, by name.
         mode: name of the mode.
         mode_state: tensors of the mode by name.
         info: anything that JSON can say.
         units: ``center`` [3] and ``scale`` of the normalisation that training used, for information.
-        decoders: file in ``folder`` by field name; the files are there already.
 
     Returns:
         The path of scene.json.
 
     Raises:
-        FeaturesplatError: a field of another N or with an unusable name, a decoder that is not there or lies
-            outside of the folder, a full disk and the like; the old scene is untouched then.
+        FeaturesplatError: a field of another N or with an unusable name, a full disk and the like; the old scene
+            is untouched then.
     """
     folder = Path(folder)
-    fields, decoders = fields or {}, decoders or {}
-    described = _describe_fields(folder, len(gaussians), fields, decoders)
-    codes = torch.cat([f.codes.detach().cpu().float() for f in fields.values()], dim=1) if fields else None
+    fields = fields or {}
+    described, columns = _describe_fields(len(gaussians), fields)
+    codes = torch.cat(columns, dim=1) if columns else None
     files: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
         # The stack renames in reverse: scene.json, which vouches for all others, comes last.
@@ -102,10 +102,13 @@ def write_scene_folder(
         staged = {name: stack.enter_context(atomic_path(folder / name)) for name in (GAUSSIANS, CAMERAS)}
         write_ply(staged[GAUSSIANS], gaussians, codes, comments=[f"sidecar {SCENE}"])
         write_cameras(staged[CAMERAS], cameras)
-        if mode_state:
-            staged[MODE] = stack.enter_context(atomic_path(folder / MODE))
-            write_tensors(staged[MODE], mode_state)
-        for name, path in {**staged, **{n: inside(folder, n) for n in decoders.values()}}.items():
+        further = {MODE: (dict(mode_state), {})} if mode_state else {}
+        for name, value in fields.items():
+            further |= field_files(name, value)
+        for name, (tensors, header) in further.items():
+            staged[name] = stack.enter_context(atomic_path(folder / name))
+            write_tensors(staged[name], tensors, header)
+        for name, path in staged.items():
             files[name] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
         content = {
             "format": FORMAT,
@@ -147,11 +150,12 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _describe_fields(
-    folder: Path, count: int, fields: Mapping[str, FeatureField], decoders: Mapping[str, str]
-) -> dict[str, dict[str, Any]]:
+def _describe_fields(count: int, fields: Mapping[str, FeatureField]) -> tuple[dict[str, dict[str, Any]], list[Tensor]]:
+    """The entries of scene.json, and the columns [N, D] that go into the PLY."""
     described: dict[str, dict[str, Any]] = {}
-    offset = 0
+    columns: list[Tensor] = []
+    places: dict[int, int] = {}  # where the codes of a tensor stand: fields may share them
+    width = 0
     for name, value in fields.items():
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
             raise FeaturesplatError(f"fields: '{name}' is no usable name.", "Use letters, digits, '_', '-' and '.'.")
@@ -160,17 +164,21 @@ def _describe_fields(
                 f"fields: expected codes [{count}, D] for '{name}', got {tuple(value.codes.shape)}.",
                 "Give one row per Gaussian.",
             )
-        decoder = decoders.get(name)
-        described[name] = {"dim": value.dim, "offset": offset, "teacher": value.teacher, "decoder": decoder}
-        offset += value.dim
-    for name, file in decoders.items():
-        if name not in fields or not inside(folder, file, "decoders").is_file():
-            missing = f"file '{file}'" if name in fields else f"field '{name}'"
-            raise FeaturesplatError(
-                f"decoders: there is no {missing}.",
-                "Write the decoder into the run folder first, and name its field.",
-            )
-    return described
+        sparse = sparse_codes(value) is not None
+        offset = None if sparse else places.setdefault(id(value.codes), width)
+        if offset == width:
+            columns.append(value.codes.detach().cpu().float())
+            width += value.dim
+        described[name] = {
+            "dim": value.dim,
+            "offset": offset,
+            "teacher": value.teacher,
+            "out_dim": value.out_dim,
+            "decoder": f"{name}.decoder.safetensors" if value.decoder is not None else None,
+            "sidecar": next((f for f in field_files(name, value) if f.endswith(".field.safetensors")), None),
+            "info": dict(value.info),
+        }
+    return described, columns
 
 
 def _read_scene_json(folder: Path) -> dict[str, Any]:
@@ -203,37 +211,49 @@ def _assemble(folder: Path, content: dict[str, Any]) -> SceneFolder:
     # All paths are judged before any file is opened.
     files = {name: inside(folder, name) for name in content["files"]}
     entries: dict[str, dict[str, Any]] = content["fields"]
-    decoders = {n: inside(folder, e["decoder"]) for n, e in entries.items() if e["decoder"] is not None}
-    for name in (GAUSSIANS, CAMERAS, *(e["decoder"] for e in entries.values() if e["decoder"] is not None)):
+    needed = [e.get(kind) for e in entries.values() for kind in ("decoder", "sidecar")]
+    needed = [inside(folder, name).name for name in needed if name is not None]
+    for name in (GAUSSIANS, CAMERAS, *needed):
         if name not in files:
             raise FeaturesplatError(f"{folder / SCENE}: does not list the file '{name}' that it needs.", _AGAIN)
     for name, path in files.items():
         _check_file(path, content["files"][name])
     loaded = read_ply(files[GAUSSIANS], drop_invalid=False)
-    have = 0 if loaded.features is None else loaded.features.shape[1]
-    fields: dict[str, FeatureField] = {}
-    at = 0
-    for name, entry in entries.items():
-        if entry["offset"] != at or entry["dim"] < 1 or at + entry["dim"] > have or loaded.features is None:
-            raise FeaturesplatError(
-                f"{folder / SCENE}: the field '{name}' is said to be columns {entry['offset']} to "
-                f"{entry['offset'] + entry['dim'] - 1}, but columns {at} to {have - 1} are left for it.",
-                _AGAIN,
-            )
-        fields[name] = FeatureField(loaded.features[:, at : at + entry["dim"]].contiguous(), str(entry["teacher"]))
-        at += entry["dim"]
-    if at != have:
-        raise FeaturesplatError(f"{folder / SCENE}: its fields use {at} of {have} feature columns.", _AGAIN)
     return SceneFolder(
         gaussians=loaded.gaussians,
         cameras=read_cameras(files[CAMERAS]),
-        fields=fields,
+        fields=_read_fields(folder, entries, files, loaded.features, len(loaded.gaussians)),
         mode=str(content["mode"]),
         mode_state=read_tensors(files[MODE])[0] if MODE in files else None,
         info=dict(content["info"]),
         units=dict(content["units"]),
-        decoders=decoders,
     )
+
+
+def _read_fields(
+    folder: Path, entries: dict[str, dict[str, Any]], files: dict[str, Path], features: Tensor | None, count: int
+) -> dict[str, FeatureField]:
+    have = 0 if features is None else features.shape[1]
+    fields: dict[str, FeatureField] = {}
+    read: dict[int, Tensor] = {}  # codes by their first column: a second field may share them
+    at = 0
+    for name, entry in entries.items():
+        first, dim = entry["offset"], entry["dim"]
+        codes = None if first is None else read.get(first)
+        if first is not None and (codes is None or codes.shape[1] != dim):
+            if first != at or dim < 1 or at + dim > have or features is None:
+                raise FeaturesplatError(
+                    f"{folder / SCENE}: the field '{name}' is said to be columns {first} to {first + dim - 1}, but "
+                    f"columns {at} to {have - 1} are left for it.",
+                    _AGAIN,
+                )
+            codes = read[first] = features[:, at : at + dim].contiguous()
+            at += dim
+        decoder, sidecar = (files[entry[k]] if entry.get(k) else None for k in ("decoder", "sidecar"))
+        fields[name] = read_field(codes, entry, decoder, sidecar, count)
+    if at != have:
+        raise FeaturesplatError(f"{folder / SCENE}: its fields use {at} of {have} feature columns.", _AGAIN)
+    return fields
 
 
 def _check_file(path: Path, entry: dict[str, Any]) -> None:

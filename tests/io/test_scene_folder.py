@@ -9,11 +9,20 @@ import os
 import pytest
 import torch
 
+from featuresplat.decoders import CodebookDecoder, LinearDecoder, MLPDecoder
 from featuresplat.errors import FeaturesplatError
 from featuresplat.io import atomic
 from featuresplat.io.cameras import read_cameras, write_cameras
+from featuresplat.io.ply import read_ply
 from featuresplat.io.scene_folder import read_scene_folder, sha256_of, write_scene_folder
-from featuresplat.types import Cameras, FeatureField
+from featuresplat.io.tensors import read_tensors, write_tensors
+from featuresplat.types import Cameras, FeatureField, TextTable
+
+
+def linear_decoder(dim: int, out_dim: int) -> LinearDecoder:
+    decoder = LinearDecoder(dim, out_dim)
+    decoder.weight.data.normal_()
+    return decoder
 
 
 def some_cameras(dtype=torch.float64, times=True) -> Cameras:
@@ -85,23 +94,19 @@ def test_bad_cameras(tmp_path):
 def test_a_scene_comes_back_exactly(tmp_path, gaussians, same):
     g, cameras, folder = gaussians(50, 3), some_cameras(), tmp_path / "runs" / "garden"
     fields = {
-        "clip": FeatureField(torch.randn(50, 4), "clip"),
+        "clip": FeatureField(torch.randn(50, 4), "clip", linear_decoder(4, 6), info={"teacher": {"model": "a"}}),
         "sam": FeatureField(torch.randn(50, 2), "sam"),
     }
-    folder.mkdir(parents=True)
-    (folder / "clip.decoder.safetensors").write_bytes(b"weights")
     state = {"knots": torch.randn(3, 2), "order": torch.arange(3)}
     units = {"center": [1.0, 2.0, 3.0], "scale": 0.25}
-    path = write_scene_folder(
-        folder, g, cameras, fields, "dynamic", state, {"psnr": 27.25}, units=units,
-        decoders={"clip": "clip.decoder.safetensors"},
-    )  # fmt: skip
+    path = write_scene_folder(folder, g, cameras, fields, "dynamic", state, {"psnr": 27.25}, units=units)
     content = json.loads(path.read_text())
     assert content["format"] == 1
     assert content["units"] == units
     assert content["fields"] == {
-        "clip": {"dim": 4, "offset": 0, "teacher": "clip", "decoder": "clip.decoder.safetensors"},
-        "sam": {"dim": 2, "offset": 4, "teacher": "sam", "decoder": None},
+        "clip": {"dim": 4, "offset": 0, "teacher": "clip", "out_dim": 6, "decoder": "clip.decoder.safetensors"}
+        | {"sidecar": None, "info": {"teacher": {"model": "a"}}},
+        "sam": {"dim": 2, "offset": 4, "teacher": "sam", "out_dim": 2, "decoder": None, "sidecar": None, "info": {}},
     }
     names = {"gaussians.ply", "cameras.json", "mode.safetensors", "clip.decoder.safetensors"}
     assert set(content["files"]) == names
@@ -118,7 +123,87 @@ def test_a_scene_comes_back_exactly(tmp_path, gaussians, same):
     assert (back.mode, back.info, back.units) == ("dynamic", {"psnr": 27.25}, units)
     assert back.mode_state is not None
     assert all(torch.equal(back.mode_state[k], v) for k, v in state.items())
-    assert back.decoders == {"clip": folder / "clip.decoder.safetensors"}
+    assert back.fields["clip"].same_space(fields["clip"])
+    assert back.fields["clip"].info == {"teacher": {"model": "a"}}
+    assert back.fields["sam"].decoder is None
+
+
+def test_what_a_field_has_beside_its_codes_comes_back(tmp_path, gaussians):
+    table = TextTable(("a red mug", "Tisch <b>"), torch.randn(2, 6))
+    seen = torch.rand(20)
+    full = FeatureField(torch.randn(20, 4), "clip", linear_decoder(4, 6), seen, table, {"teacher": {}})
+    write_scene_folder(tmp_path / "r", gaussians(20), some_cameras(), {"full": full})
+    back = read_scene_folder(tmp_path / "r").fields["full"]
+    assert torch.equal(back.decode(back.codes), full.decode(full.codes))
+    assert back.confidence is not None
+    assert torch.equal(back.confidence, seen)
+    assert back.text is not None
+    assert back.text.phrases == table.phrases
+    assert torch.equal(back.text.vectors, table.vectors)
+
+
+def test_fields_over_the_same_codes_share_their_columns(tmp_path, gaussians):
+    codes = torch.randn(20, 4)
+    fields = {
+        "a": FeatureField(codes, "clip", linear_decoder(4, 6)),
+        "own": FeatureField(torch.randn(20, 1)),
+        "b": FeatureField(codes, "sam", MLPDecoder(4, 3, 8)),
+    }
+    write_scene_folder(tmp_path / "r", gaussians(20), some_cameras(), fields)
+    loaded = read_ply(tmp_path / "r" / "gaussians.ply")
+    assert loaded.features is not None
+    assert loaded.features.shape[1] == 5
+    back = read_scene_folder(tmp_path / "r").fields
+    assert back["a"].codes is back["b"].codes
+    for name, value in fields.items():
+        assert torch.equal(back[name].decode(back[name].codes), value.decode(value.codes))
+
+
+def test_codes_of_a_codebook_are_stored_sparsely(tmp_path, gaussians):
+    codes = torch.zeros(30, 64)
+    codes.scatter_(1, torch.rand(30, 64).topk(4).indices, torch.rand(30, 4).half().float())
+    decoder = CodebookDecoder(64, 100, top=4)
+    decoder.weight.data.normal_()
+    fields = {"book": FeatureField(codes, "clip", decoder), "x": FeatureField(torch.randn(30, 2))}
+    write_scene_folder(tmp_path / "r", gaussians(30), some_cameras(), fields)
+    loaded = read_ply(tmp_path / "r" / "gaussians.ply")
+    assert loaded.features is not None
+    assert loaded.features.shape[1] == 2
+    tensors, _ = read_tensors(tmp_path / "r" / "book.field.safetensors")
+    assert {k: (v.dtype, v.shape[1]) for k, v in tensors.items()} == {
+        "entries": (torch.uint8, 4),
+        "weights": (torch.float16, 4),
+    }
+    back = read_scene_folder(tmp_path / "r").fields
+    assert torch.equal(back["book"].codes, codes)
+    assert back["book"].same_space(fields["book"])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other kind", "other shape", "newer"])
+def test_a_damaged_decoder_is_told(tmp_path, gaussians, damage):
+    folder, name = tmp_path / "r", "f.decoder.safetensors"
+    write_scene_folder(
+        folder, gaussians(5), some_cameras(), {"f": FeatureField(torch.zeros(5, 2), "t", linear_decoder(2, 3))}
+    )
+    tensors, header = read_tensors(folder / name)
+    if damage == "truncated":
+        (folder / name).write_bytes((folder / name).read_bytes()[:-3])
+    else:
+        said = json.loads(header["decoder"])
+        said |= {"other kind": {"kind": "tree"}, "other shape": {"dim": 7}, "newer": {"version": 99}}[damage]
+        write_tensors(folder / name, tensors, {"decoder": json.dumps(said)})
+    with pytest.raises(FeaturesplatError, match=r"is not the file that scene\.json describes"):
+        read_scene_folder(folder)
+    vouch_for(folder, name)
+    with pytest.raises(FeaturesplatError, match=r"is no decoder|truncated|decoder format 99") as caught:
+        read_scene_folder(folder)
+    assert caught.value.hint
+
+
+def vouch_for(folder, name) -> None:
+    """Enter a changed file into scene.json, as a forger would."""
+    entry = {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
+    edit(folder, lambda c: c["files"].update({name: entry}))
 
 
 def test_the_ply_of_a_scene_names_its_sidecar(scene):
@@ -235,14 +320,10 @@ def test_changed_missing_and_linked_files(scene, tmp_path):
 
 def test_writer_refuses_what_does_not_fit(tmp_path, gaussians):
     g, c = gaussians(4), some_cameras()
-    good = {"f": FeatureField(torch.zeros(4, 2))}
-    for fields, decoders, words in (
-        ({"f": FeatureField(torch.zeros(3, 2))}, {}, r"expected codes \[4, D\] for 'f', got \(3, 2\)"),
-        ({"../f": FeatureField(torch.zeros(4, 2))}, {}, "'../f' is no usable name"),
-        (good, {"f": "not there"}, "there is no file 'not there'"),
-        (good, {"g": "x"}, "there is no field 'g'"),
-        (good, {"f": "../x"}, "points outside"),
+    for fields, words in (
+        ({"f": FeatureField(torch.zeros(3, 2))}, r"expected codes \[4, D\] for 'f', got \(3, 2\)"),
+        ({"../f": FeatureField(torch.zeros(4, 2))}, "'../f' is no usable name"),
     ):
         with pytest.raises(FeaturesplatError, match=words):
-            write_scene_folder(tmp_path / "r", g, c, fields, decoders=decoders)
+            write_scene_folder(tmp_path / "r", g, c, fields)
     assert not (tmp_path / "r").exists()
