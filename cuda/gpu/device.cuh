@@ -90,6 +90,14 @@ FS_DEVICE unsigned fs_atomic_max(unsigned* p, unsigned v) { return atomicMax(p, 
 FS_DEVICE int fs_atomic_min(int* p, int v) { return atomicMin(p, v); }
 FS_DEVICE unsigned fs_atomic_or(unsigned* p, unsigned v) { return atomicOr(p, v); }
 FS_DEVICE unsigned fs_atomic_cas(unsigned* p, unsigned expected, unsigned v) { return atomicCAS(p, expected, v); }
+// p[0..3] += x, y, z, w, without the old values; p aligned to 16 bytes. One instruction on sm_90 and newer.
+FS_DEVICE void fs_red_add4(float* p, float x, float y, float z, float w) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(x), "f"(y), "f"(z), "f"(w) : "memory");
+#else
+  atomicAdd(p, x), atomicAdd(p + 1, y), atomicAdd(p + 2, z), atomicAdd(p + 3, w);
+#endif
+}
 
 // ---- loads and mathematics ---------------------------------------------------------------------------------------
 template <class T> FS_DEVICE T fs_ldg(const T* p) { return __ldg(p); }
@@ -117,10 +125,20 @@ FS_DEVICE float fs_uint_as_float(uint32_t x) { return __uint_as_float(x); }
 FS_DEVICE bool fs_isfinite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
 
 // ---- halves, as raw bits -----------------------------------------------------------------------------------------
-FS_DEVICE uint32_t fs_f2h2(float lo, float hi) {  // round to nearest even; lo in the lower 16 bits
+FS_DEVICE uint32_t fs_pack_f16(float lo, float hi) {  // round to nearest even; lo in the lower 16 bits
   uint32_t r;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
   return r;
+}
+FS_DEVICE uint32_t fs_pack_bf16(float lo, float hi) {  // round to nearest even; lo in the lower 16 bits
+#if FS_MATRIX_UNITS
+  uint32_t r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+  return r;
+#else
+  const uint32_t a = __float_as_uint(lo), b = __float_as_uint(hi);  // finite values only
+  return ((a + 0x7fffu + (a >> 16 & 1u)) >> 16) | ((b + 0x7fffu + (b >> 16 & 1u)) & 0xffff0000u);
+#endif
 }
 FS_DEVICE uint16_t fs_f2h(float x) {
   uint16_t r;
@@ -132,11 +150,15 @@ FS_DEVICE float fs_h2f(uint16_t h) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
   return x;
 }
-FS_DEVICE void fs_h2f2(uint32_t h, float& lo, float& hi) {
+FS_DEVICE void fs_unpack_f16(uint32_t h, float& lo, float& hi) {
   lo = fs_h2f(static_cast<uint16_t>(h & 0xffffu));
   hi = fs_h2f(static_cast<uint16_t>(h >> 16));
 }
-FS_DEVICE uint32_t fs_f2tf32(float x) {  // the nearest tf32, as float bits
+FS_DEVICE void fs_unpack_bf16(uint32_t b, float& lo, float& hi) {
+  lo = __uint_as_float(b << 16);
+  hi = __uint_as_float(b & 0xffff0000u);
+}
+FS_DEVICE uint32_t fs_tf32(float x) {  // the nearest tf32, as float bits
 #if FS_MATRIX_UNITS
   uint32_t r;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(x));
@@ -156,6 +178,17 @@ FS_DEVICE void fs_cp_async16(void* dst, const void* src, bool valid = true) {
                : "memory");
 #else
   *static_cast<uint4*>(dst) = valid ? *static_cast<const uint4*>(src) : make_uint4(0, 0, 0, 0);
+#endif
+}
+// The same with only the first `bytes` (0..16) read and the rest zero.
+FS_DEVICE void fs_cp_async16_zfill(void* dst, const void* src, int bytes) {
+#if FS_MATRIX_UNITS
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(fs_shared_address(dst)), "l"(src), "r"(bytes)
+               : "memory");
+#else
+  for (int i = 0; i < 16; ++i) {
+    static_cast<uint8_t*>(dst)[i] = i < bytes ? static_cast<const uint8_t*>(src)[i] : static_cast<uint8_t>(0);
+  }
 #endif
 }
 FS_DEVICE void fs_cp_async8(void* dst, const void* src, bool valid = true) {
@@ -188,17 +221,29 @@ template <int N> FS_DEVICE void fs_cp_wait() {
 #endif
 }
 
-// ---- matrix units: a warp computes d = a b + c; fragments are PTX's --------------------------------------------
+// ---- matrix units: a warp computes d = a b + c (d may be c); fragments are PTX's --------------------------------------------
 // With g = lane / 4, t = lane % 4 (PTX ISA, "Matrix fragments for mma.m16n8k16 / m16n8k8"):
-//   f16 a (16x16, two per word): a[0] = row g, columns 2t, 2t+1; a[1] = row g+8; a[2] = row g, columns 2t+8, +9;
-//   a[3] = row g+8, columns 2t+8, +9.   f16 b (16x8): b[0] = rows 2t, 2t+1 of column g; b[1] = rows 2t+8, 2t+9.
+//   f16 and bf16 a (16x16, two per word): a[0] = row g, columns 2t, 2t+1; a[1] = row g+8; a[2] = row g, columns 2t+8, +9;
+//   a[3] = row g+8, columns 2t+8, +9.   b (16x8): b[0] = rows 2t, 2t+1 of column g; b[1] = rows 2t+8, 2t+9.
 //   c, d (16x8): [0], [1] = row g, columns 2t, 2t+1; [2], [3] = row g+8.
 //   tf32 a (16x8): a[0] = (g, t), a[1] = (g+8, t), a[2] = (g, t+4), a[3] = (g+8, t+4); b (8x8): b[0] = (t, g),
-//   b[1] = (t+4, g). The units ignore the lower 13 bits of a tf32 operand: round with fs_f2tf32.
+//   b[1] = (t+4, g). The units ignore the lower 13 bits of a tf32 operand: round with fs_tf32.
 FS_DEVICE void mma_m16n8k16_f16_f32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                                     const float (&c)[4]) {
 #if FS_MATRIX_UNITS
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+               "{%10,%11,%12,%13};"
+               : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]),
+                 "f"(c[3]));
+#else
+  asm volatile("trap;");
+#endif
+}
+FS_DEVICE void mma_m16n8k16_bf16_f32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                     const float (&c)[4]) {
+#if FS_MATRIX_UNITS
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
                "{%10,%11,%12,%13};"
                : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]),

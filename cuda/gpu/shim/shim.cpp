@@ -93,8 +93,7 @@ enum State : unsigned char { ready, in_warp, in_block, done };
 struct Copy {
   void* dst;
   const void* src;
-  int size;
-  bool valid;
+  int size, read;
 };
 
 struct Thread {
@@ -143,7 +142,7 @@ char* stack_of(const Thread& t) { return m.stacks + stack_bytes * (&t - m.thread
 
 const char* name_of(Op op) {
   static const char* const names[] = {"fs_syncwarp", "a shuffle", "a ballot (fs_ballot, fs_any, fs_all)",
-                                      "fs_match_any", "mma_m16n8k16_f16_f32", "mma_m16n8k8_tf32", "ldmatrix",
+                                      "fs_match_any", "mma_m16n8k16_f16_f32", "mma_m16n8k16_bf16_f32", "mma_m16n8k8_tf32", "ldmatrix",
                                       "fs_sync", "fs_sync_or", "fs_sync_and", "fs_sync_count"};
   return names[op];
 }
@@ -415,13 +414,14 @@ int barrier(Op op, int predicate, Site site) {
   return m.barrier_result;
 }
 
-void copy_async(void* dst, const void* src, int size, bool valid, Site site) {
+void copy_async(void* dst, const void* src, int size, int read, Site site) {
   if (((reinterpret_cast<uintptr_t>(dst) | reinterpret_cast<uintptr_t>(src)) & (size - 1)) != 0) {
     fail(site, "fs_cp_async%d: an address that is not aligned to %d bytes", size, size);
   }
+  if (read < 0 || read > size) fail(site, "fs_cp_async16_zfill: %d of %d bytes", read, size);
   Thread& t = *m.running;
   if (t.copies.empty()) t.copies.emplace_back();
-  t.copies.back().push_back({dst, src, size, valid});
+  t.copies.back().push_back({dst, src, size, read});
   poison(dst, size);
 }
 
@@ -437,25 +437,33 @@ void copy_wait(int groups) {
   if (committed <= groups) return;
   for (int i = 0; i < committed - groups; ++i) {
     for (const Copy& c : copies[i]) {
-      if (c.valid) memcpy(c.dst, c.src, static_cast<size_t>(c.size));
-      else memset(c.dst, 0, static_cast<size_t>(c.size));
+      memcpy(c.dst, c.src, static_cast<size_t>(c.read));
+      memset(static_cast<char*>(c.dst) + c.read, 0, static_cast<size_t>(c.size - c.read));
     }
   }
   copies.erase(copies.begin(), copies.begin() + (committed - groups));
 }
 
-void finish_mma_f16(Slot* slots, int) {
+template <class Unpack> void multiply_pairs(Slot* slots, Unpack unpack) {
   multiply<16>(
       slots,
-      [](float (&a)[16][16], const MmaSlot& s, int g, int t) {
+      [unpack](float (&a)[16][16], const MmaSlot& s, int g, int t) {
         for (int i = 0; i < 4; ++i) {
           const int row = g + 8 * (i & 1), column = 2 * t + 8 * (i >> 1);
-          fs_h2f2(s.a[i], a[row][column], a[row][column + 1]);
+          unpack(s.a[i], a[row][column], a[row][column + 1]);
         }
       },
-      [](float (&b)[16][8], const MmaSlot& s, int g, int t) {
-        for (int i = 0; i < 2; ++i) fs_h2f2(s.b[i], b[2 * t + 8 * i][g], b[2 * t + 8 * i + 1][g]);
+      [unpack](float (&b)[16][8], const MmaSlot& s, int g, int t) {
+        for (int i = 0; i < 2; ++i) unpack(s.b[i], b[2 * t + 8 * i][g], b[2 * t + 8 * i + 1][g]);
       });
+}
+
+void finish_mma_f16(Slot* slots, int) {
+  multiply_pairs(slots, [](uint32_t pair, float& lo, float& hi) { fs_unpack_f16(pair, lo, hi); });
+}
+
+void finish_mma_bf16(Slot* slots, int) {
+  multiply_pairs(slots, [](uint32_t pair, float& lo, float& hi) { fs_unpack_bf16(pair, lo, hi); });
 }
 
 void finish_mma_tf32(Slot* slots, int) {

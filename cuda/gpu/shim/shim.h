@@ -60,7 +60,7 @@ static inline int __float2int_rn(float x) { return static_cast<int>(rintf(x)); }
 namespace fs_shim {
 
 enum Op : int {
-  op_syncwarp, op_shfl, op_ballot, op_match, op_mma_f16, op_mma_tf32, op_ldmatrix,
+  op_syncwarp, op_shfl, op_ballot, op_match, op_mma_f16, op_mma_bf16, op_mma_tf32, op_ldmatrix,
   op_sync, op_sync_or, op_sync_and, op_sync_count
 };
 
@@ -89,7 +89,7 @@ extern int64_t dynamic_shared_size;
 // last lane. The slots stay valid until this lane's next but one collective.
 Slot* exchange(Op op, const void* bytes, int size, Site site, Finish finish = nullptr, int argument = 0);
 int barrier(Op op, int predicate, Site site);
-void copy_async(void* dst, const void* src, int size, bool valid, Site site);
+void copy_async(void* dst, const void* src, int size, int read, Site site);  // the rest becomes zero
 void copy_commit();
 void copy_wait(int groups);
 // Fills an array with NaN bits, the first time in each block that a thread meets its declaration.
@@ -97,6 +97,7 @@ void poison_shared(void* bytes, int64_t size);
 extern int64_t block_serial;
 [[noreturn]] void fail(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));
 void finish_mma_f16(Slot* slots, int);
+void finish_mma_bf16(Slot* slots, int);
 void finish_mma_tf32(Slot* slots, int);
 void finish_ldmatrix(Slot* slots, int matrices_and_transposed);
 uint16_t half_from_float(float x);
@@ -226,6 +227,12 @@ FS_DEVICE unsigned fs_atomic_or(unsigned* p, unsigned v) { return fs_shim_set(p,
 FS_DEVICE unsigned fs_atomic_cas(unsigned* p, unsigned expected, unsigned v) {
   return fs_shim_set(p, *p == expected ? v : *p);
 }
+FS_DEVICE void fs_red_add4(float* p, float x, float y, float z, float w, FS_SITE_PARAMETERS) {
+  if ((reinterpret_cast<uintptr_t>(p) & 15u) != 0) {
+    fs_shim::fail(FS_SITE, "fs_red_add4: an address that is not aligned to 16 bytes");
+  }
+  p[0] += x, p[1] += y, p[2] += z, p[3] += w;
+}
 
 // ---- loads and mathematics -----------------------------------------------------------------------------------------------
 template <class T> FS_DEVICE T fs_ldg(const T* p) { return *p; }
@@ -255,25 +262,38 @@ FS_DEVICE float __int_as_float(int x) { return fs_uint_as_float(static_cast<uint
 // ---- halves -----------------------------------------------------------------------------------------------------------------
 FS_DEVICE uint16_t fs_f2h(float x) { return fs_shim::half_from_float(x); }
 FS_DEVICE float fs_h2f(uint16_t h) { return fs_shim::float_from_half(h); }
-FS_DEVICE uint32_t fs_f2h2(float lo, float hi) { return fs_f2h(lo) | static_cast<uint32_t>(fs_f2h(hi)) << 16; }
-FS_DEVICE void fs_h2f2(uint32_t h, float& lo, float& hi) {
+FS_DEVICE uint32_t fs_pack_f16(float lo, float hi) { return fs_f2h(lo) | static_cast<uint32_t>(fs_f2h(hi)) << 16; }
+FS_DEVICE void fs_unpack_f16(uint32_t h, float& lo, float& hi) {
   lo = fs_h2f(static_cast<uint16_t>(h & 0xffffu));
   hi = fs_h2f(static_cast<uint16_t>(h >> 16));
 }
-FS_DEVICE uint32_t fs_f2tf32(float x) {  // to nearest, ties away from zero
+FS_DEVICE uint32_t fs_shim_bf16(float x) {
+  const uint32_t bits = fs_float_as_uint(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffu;
+  return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+}
+FS_DEVICE uint32_t fs_pack_bf16(float lo, float hi) { return fs_shim_bf16(lo) | fs_shim_bf16(hi) << 16; }
+FS_DEVICE void fs_unpack_bf16(uint32_t b, float& lo, float& hi) {
+  lo = fs_uint_as_float(b << 16);
+  hi = fs_uint_as_float(b & 0xffff0000u);
+}
+FS_DEVICE uint32_t fs_tf32(float x) {  // to nearest, ties away from zero
   const uint32_t bits = fs_float_as_uint(x);
   return fs_isfinite(x) ? (bits + 0x1000u) & ~0x1fffu : bits;
 }
 
 // ---- asynchronous copies: they arrive when waited for ------------------------------------------------------------------
 FS_DEVICE void fs_cp_async16(void* dst, const void* src, bool valid = true, FS_SITE_PARAMETERS) {
-  fs_shim::copy_async(dst, src, 16, valid, FS_SITE);
+  fs_shim::copy_async(dst, src, 16, valid ? 16 : 0, FS_SITE);
+}
+FS_DEVICE void fs_cp_async16_zfill(void* dst, const void* src, int bytes, FS_SITE_PARAMETERS) {
+  fs_shim::copy_async(dst, src, 16, bytes, FS_SITE);
 }
 FS_DEVICE void fs_cp_async8(void* dst, const void* src, bool valid = true, FS_SITE_PARAMETERS) {
-  fs_shim::copy_async(dst, src, 8, valid, FS_SITE);
+  fs_shim::copy_async(dst, src, 8, valid ? 8 : 0, FS_SITE);
 }
 FS_DEVICE void fs_cp_async4(void* dst, const void* src, bool valid = true, FS_SITE_PARAMETERS) {
-  fs_shim::copy_async(dst, src, 4, valid, FS_SITE);
+  fs_shim::copy_async(dst, src, 4, valid ? 4 : 0, FS_SITE);
 }
 FS_DEVICE void fs_cp_commit() { fs_shim::copy_commit(); }
 template <int N> FS_DEVICE void fs_cp_wait() { fs_shim::copy_wait(N); }
@@ -292,6 +312,10 @@ FS_DEVICE void fs_shim_mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t
 FS_DEVICE void mma_m16n8k16_f16_f32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                                     const float (&c)[4], FS_SITE_PARAMETERS) {
   fs_shim_mma(d, a, b, c, fs_shim::op_mma_f16, fs_shim::finish_mma_f16, FS_SITE);
+}
+FS_DEVICE void mma_m16n8k16_bf16_f32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                     const float (&c)[4], FS_SITE_PARAMETERS) {
+  fs_shim_mma(d, a, b, c, fs_shim::op_mma_bf16, fs_shim::finish_mma_bf16, FS_SITE);
 }
 FS_DEVICE void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const float (&c)[4],
                                 FS_SITE_PARAMETERS) {
