@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image
-
 from featuresplat._report_svg import Points, layout_chart, line_chart, short
-from featuresplat.io.colormap import colormap
+from featuresplat.io.html import figure, ramp
 
 if TYPE_CHECKING:
     from featuresplat._report_layout import Layout
     from featuresplat.report import ReportData, View
 
-PICTURE_WIDTH = 480
-"""Pictures wider than this are reduced: four stand side by side on the page."""
 CURVE_POINTS = 240
 """Longer curves are averaged to this many points."""
 NONE = "n/a"
@@ -38,6 +31,7 @@ def to_html(data: ReportData) -> str:
         _stats(data.metrics),
         f'<ul class="notes">{notes}</ul>' if notes else "",
         _views(data),
+        *(f"<section><h2>{escape(title)}</h2>{html}</section>" for title, html in data.sections),
         _curves(data.log),
         _numbers(data.metrics),
         _layout(data.layout) if data.layout is not None else "",
@@ -69,17 +63,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def data_uri(image: torch.Tensor) -> str:
-    """A JPEG data URI of uint8 [H, W, 3]; reduced to :data:`PICTURE_WIDTH`."""
-    picture = Image.fromarray(image.numpy())
-    if picture.width > PICTURE_WIDTH:
-        size = (PICTURE_WIDTH, max(1, round(picture.height * PICTURE_WIDTH / picture.width)))
-        picture = picture.resize(size, Image.Resampling.BOX if picture.width > 2 * PICTURE_WIDTH else None)
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=84, optimize=True, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 def _text(value: Any, form: str, unit: str = "") -> str:
@@ -117,9 +100,7 @@ def _views(data: ReportData) -> str:
         return ""
     what = "Test views" if all(v.test for v in data.views) else "Training views"
     rows = "".join(_view(v) for v in data.views)
-    stops = colormap(torch.linspace(0, 1, 9))
-    ramp = ", ".join("rgb({},{},{})".format(*stop.tolist()) for stop in stops)
-    bar = f'<span class="ramp" style="background:linear-gradient(90deg, {ramp})"></span>'
+    bar = ramp()
     legends = f"<div>Depth: far {bar} near; black where nothing is</div>"
     if any(v.error is not None for v in data.views):
         top = f"{100 * data.error_scale:.0f} % and more"
@@ -143,26 +124,18 @@ def _view(view: View) -> str:
         facts.append(f"SSIM {view.ssim:.3f}")
     figures = []
     if view.truth is not None:
-        figures.append(_figure(view.truth, "Photograph", f"{name}: photograph"))
-    figures.append(_figure(view.render, "Render", f"{name}: render of the scene"))
+        figures.append(figure(view.truth, "Photograph", f"{name}: photograph"))
+    figures.append(figure(view.render, "Render", f"{name}: render of the scene"))
     if view.error is not None:
         mean = "" if view.mean_error is None else f", mean {100 * view.mean_error:.1f} %"
-        figures.append(_figure(view.error, f"Error{mean}", f"{name}: absolute difference of render and photograph"))
+        figures.append(figure(view.error, f"Error{mean}", f"{name}: absolute difference of render and photograph"))
     if view.depth is not None:
         span = "" if view.depth_range is None else f", {view.depth_range[0]:.3g} to {view.depth_range[1]:.3g} units"
-        figures.append(_figure(view.depth, f"Depth{span}", f"{name}: depth{span}"))
+        figures.append(figure(view.depth, f"Depth{span}", f"{name}: depth{span}"))
     few = " few" if len(figures) < 4 else ""
     return (
         f'<article class="view"><header><h3>{name}</h3>{"".join(f"<span>{f}</span>" for f in facts)}</header>'
         f'<div class="pictures{few}">{"".join(figures)}</div></article>'
-    )
-
-
-def _figure(image: torch.Tensor, caption: str, alt: str) -> str:
-    height, width = image.shape[:2]
-    return (
-        f'<figure><img src="{data_uri(image)}" width="{width}" height="{height}" alt="{alt}">'
-        f"<figcaption>{caption}</figcaption></figure>"
     )
 
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from featuresplat import registry
 from featuresplat.errors import FeaturesplatError
+from featuresplat.fields.pictures import feature_colors
 from featuresplat.io.atomic import atomic_path
 from featuresplat.io.cameras import read_cameras
-from featuresplat.io.colormap import colorize_depth
+from featuresplat.io.colormap import colorize_depth, colormap
 from featuresplat.io.images import to_bytes, write_image
 from featuresplat.io.video import write_video
 from featuresplat.paths import orbit, spline
-from featuresplat.scene import Scene
+from featuresplat.scene import RenderRequest, Scene
 from featuresplat.types import Cameras, RenderOutput
 
-KINDS = ("rgb", "depth", "alpha")
-"""What can be rendered."""
+KINDS = ("rgb", "depth", "alpha", "features", "relevancy")
+"""What can be rendered of every scene; a mode may know more."""
 PATHS = ("orbit", "spline", "test", "train")
 """Camera paths that need no file."""
 _SPLINE_VIEWS = 16  # more given views make a restless way through them
@@ -41,6 +44,10 @@ def render_run(
     width: int | None = None,
     height: int | None = None,
     device: str = "auto",
+    field: str | None = None,
+    prompt: str = "",
+    light: Any = None,
+    linear: bool = False,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Render a run along a camera path to files.
@@ -54,35 +61,42 @@ def render_run(
         run: folder that train made.
         path: 'orbit', 'spline' (through the scene's views in the order of their names), 'test', 'train', or a
             JSON file as the run's cameras.json.
-        what: kinds, of 'rgb', 'depth' and 'alpha'.
+        what: kinds, of 'rgb', 'depth', 'alpha', 'features' (the field's main directions as colours), 'relevancy' (of
+            ``prompt``) and what the scene's mode knows.
         out: folder; default RUN/renders/PATH.
         frames: length of orbit and spline.
         fps: of films.
         format: 'png', 'mp4' or 'gif'; default png for test and train, mp4 for the others.
         width, height: another size; one of them keeps the shape of the image.
         device: 'auto', 'cpu', 'cuda' or 'cuda:N'.
+        field: which field 'features' and 'relevancy' look at; default the one added last.
+        prompt: what 'relevancy' asks for.
+        light: for modes that can be relit.
+        linear: also write NAME.npy, float32, of the kinds that have linear values: see the mode.
         progress: wraps the camera numbers, with a word on what they are for.
 
     Returns:
         The files written (of images: all of them).
 
     Raises:
-        FeaturesplatError: no run, an unknown path, kind or format, no views of that name, a disk that is full.
+        FeaturesplatError: no run, an unknown path, kind or format, no views of that name, no such field, a prompt
+            that cannot be answered, a disk that is full.
     """
-    kinds = _checked_kinds(what)
     if format not in (None, "png", "mp4", "gif"):
         raise FeaturesplatError(f"format: expected png, mp4 or gif, got '{format}'.", "Choose one of them.")
     _check_path(path)
     place = usable_device(device)
     scene = Scene.load(run).to(place)
+    kinds = _checked_kinds(what, scene.mode)
+    painter = Painter(scene, kinds, field, prompt, light, linear)
     cameras = _sized(cameras_of(scene, path, frames), width, height)
     out = Path(out) if out is not None else Path(run) / "renders" / Path(path).stem
     wrap: Progress = progress or (lambda numbers, word: numbers)
     if (format or ("png" if path in ("test", "train") else "mp4")) == "png":
-        return _write_images(scene, cameras, kinds, out, wrap, path in ("test", "train"))
+        return _write_images(painter, cameras, kinds, out, wrap, path in ("test", "train"))
     suffix = "." + (format or "mp4")
     _check_one_size(cameras)
-    return [_write_film(scene, cameras, kind, (out / kind).with_suffix(suffix), fps, wrap) for kind in kinds]
+    return [_write_film(painter, cameras, kind, (out / kind).with_suffix(suffix), fps, wrap) for kind in kinds]
 
 
 def cameras_of(scene: Scene, path: str, frames: int = 120) -> Cameras:
@@ -126,12 +140,13 @@ def file_names(names: Sequence[str]) -> list[str]:
     return longer
 
 
-def _checked_kinds(what: Sequence[str]) -> list[str]:
+def _checked_kinds(what: Sequence[str], mode: str) -> list[str]:
     kinds = list(dict.fromkeys(what))
-    unknown = [k for k in kinds if k not in KINDS]
+    known = (*KINDS, *getattr(registry.load("modes", mode), "KINDS", ()))
+    unknown = [k for k in kinds if k not in known]
     if unknown or not kinds:
         got = f"'{unknown[0]}'" if unknown else "nothing"
-        raise FeaturesplatError(f"what: cannot render {got}.", f"Known kinds: {', '.join(KINDS)}.")
+        raise FeaturesplatError(f"what: cannot render {got}.", f"Known kinds: {', '.join(known)}.")
     return kinds
 
 
@@ -178,29 +193,70 @@ def usable_device(name: str) -> torch.device:
         raise FeaturesplatError(f"device: '{name}' cannot be used ({reason}).", "Use --device cpu.") from None
 
 
-def _picture(out: RenderOutput, kind: str, near: float | None = None, far: float | None = None) -> Tensor:
-    """uint8 [H, W, 3], or [H, W] of alpha."""
-    if kind == "rgb":
-        assert out.rgb is not None  # a scene has colours
-        return to_bytes(out.rgb[0])
-    if kind == "alpha":
-        return to_bytes(out.alpha[0, ..., 0])
-    return colorize_depth(out.depth[0, ..., 0], near, far, out.alpha[0, ..., 0])
+class Painter:
+    """Pictures of a scene by kind, one camera at a time; what kinds share is rendered once."""
+
+    def __init__(self, scene: Scene, kinds: Sequence[str], field: str | None, prompt: str, light: Any, linear: bool):
+        self.scene, self.light, self.linear = scene, light, linear
+        self.request = RenderRequest(light=light, linear=linear)
+        self.mode = registry.load("modes", scene.mode)
+        self.values: Tensor | None = None
+        self.query = None
+        if "features" in kinds:
+            codes = scene.field(field)[1]
+            self.values = feature_colors(codes)(codes.codes)
+        if "relevancy" in kinds:
+            from featuresplat.prompts import text
+
+            self.query = text.ask(scene, prompt, field)
+
+    def render(self, camera: Cameras, kinds: Sequence[str], exposure: bool) -> RenderOutput | None:
+        """The render that rgb, depth, alpha and features are taken from."""
+        if not {"rgb", "depth", "alpha", "features"} & set(kinds):
+            return None
+        features = self.values if "features" in kinds else None
+        return self.scene.render(
+            camera, features=features, exposure=exposure, light=self.light, linear=self.linear
+        )  # fmt: skip
+
+    def paint(self, camera: Cameras, out: RenderOutput | None, kind: str, near=None, far=None) -> tuple[Tensor, Any]:
+        """uint8 [H, W, 3], or [H, W] of alpha, and the values [H, W] or [H, W, C] behind it that are worth keeping."""
+        if kind == "relevancy":
+            assert self.query is not None
+            return colormap(self.query.view(self.scene, camera)[0]), None
+        if kind not in KINDS:
+            values = self.mode.picture(self.scene, camera, kind, replace(self.request, linear=False))[0]
+            kept = self.mode.picture(self.scene, camera, kind, self.request)[0] if self.linear else None
+            return to_bytes(values.clamp(0, 1).expand(-1, -1, 3)), kept
+        assert out is not None
+        if kind == "depth":
+            depth = out.depth[0, ..., 0]
+            return colorize_depth(depth, near, far, out.alpha[0, ..., 0]), depth
+        if kind == "alpha":
+            return to_bytes(out.alpha[0, ..., 0]), None
+        values = out.features if kind == "features" else out.rgb
+        assert values is not None  # a scene has colours, and features were asked for
+        if kind == "rgb" and self.linear:
+            shown = self.scene.render(camera, light=self.light).rgb
+            assert shown is not None
+            return to_bytes(shown[0]), values[0]
+        return to_bytes(values[0].clamp(0, 1)), None
 
 
 def _write_images(
-    scene: Scene, cameras: Cameras, kinds: list[str], out: Path, wrap: Progress, as_photographed: bool
+    painter: Painter, cameras: Cameras, kinds: list[str], out: Path, wrap: Progress, as_photographed: bool
 ) -> list[Path]:
     written = []
     names = file_names(list(cameras.names))
     for i in wrap(range(len(cameras)), "images"):
-        image = scene.render(cameras[i], exposure=as_photographed)
+        image = painter.render(cameras[i], kinds, as_photographed)
         for kind in kinds:
+            picture, values = painter.paint(cameras[i], image, kind)
             file = out / kind / f"{names[i]}.png"
-            write_image(file, _picture(image, kind))
+            write_image(file, picture)
             written.append(file)
-            if kind == "depth":
-                write_array(file.with_name(f"{names[i]}.npy"), image.depth[0, ..., 0])
+            if values is not None:
+                write_array(file.with_name(f"{names[i]}.npy"), values)
                 written.append(file.with_name(f"{names[i]}.npy"))
     return written
 
@@ -217,14 +273,15 @@ def write_array(path: Path, values: Tensor) -> None:
         np.save(stream, values.detach().cpu().float().numpy(), allow_pickle=False)
 
 
-def _write_film(scene: Scene, cameras: Cameras, kind: str, file: Path, fps: float, wrap: Progress) -> Path:
+def _write_film(painter: Painter, cameras: Cameras, kind: str, file: Path, fps: float, wrap: Progress) -> Path:
     near = far = None
     if kind == "depth":
-        near, far = _depth_range(scene, cameras)
+        near, far = _depth_range(painter.scene, cameras)
 
     def pictures() -> Iterator[Tensor]:
         for i in wrap(range(len(cameras)), kind):
-            picture = _picture(scene.render(cameras[i]), kind, near, far)
+            image = painter.render(cameras[i], [kind], False)
+            picture, _ = painter.paint(cameras[i], image, kind, near, far)
             yield picture if picture.ndim == 3 else picture[..., None].expand(-1, -1, 3)
 
     return write_video(file, pictures(), fps)

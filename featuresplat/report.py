@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 import featuresplat
+from featuresplat import registry
+from featuresplat._report_fields import field_sections
 from featuresplat._report_layout import Layout, camera_layout
 from featuresplat._report_page import number, to_html
 from featuresplat.config import TrainConfig, to_dict
@@ -78,6 +80,7 @@ class ReportData:
         views, views_note: rows of pictures, worst first, and how they were chosen.
         error_scale: the error, in 0..1, at the upper end of the colours.
         layout: cameras and points.
+        sections: (title, HTML) that fields and the mode contribute.
         notes: what the reader should know first, such as missing photographs.
         version: of featuresplat.
     """
@@ -92,11 +95,12 @@ class ReportData:
     views_note: str = ""
     error_scale: float = 0.2
     layout: Layout | None = None
+    sections: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     version: str = ""
 
 
-def write_report(run: str | Path, dataset: Dataset | None = None) -> Path:
+def write_report(run: str | Path, dataset: Dataset | None = None, prompts: Sequence[str] = ()) -> Path:
     """Write ``report.html`` into the run folder: views, curves, numbers, cameras and configuration.
 
     Without the source photographs it shows renders alone, without held-out views some training views.
@@ -104,6 +108,7 @@ def write_report(run: str | Path, dataset: Dataset | None = None) -> Path:
     Args:
         run: a run folder that train has finished.
         dataset: its photographs, when they are in memory already; None reads them where the run says they are.
+        prompts: phrases to show the relevancy of; default: those that the scene's field knows by itself.
 
     Returns:
         The path of report.html.
@@ -112,11 +117,13 @@ def write_report(run: str | Path, dataset: Dataset | None = None) -> Path:
         FeaturesplatError: no run folder, a damaged one, or the disk is full.
     """
     path = Path(run) / "report.html"
-    atomic_write_text(path, to_html(gather(run, dataset=dataset)))
+    atomic_write_text(path, to_html(gather(run, dataset=dataset, prompts=prompts)))
     return path
 
 
-def gather(run: str | Path, max_views: int = MAX_VIEWS, dataset: Dataset | None = None) -> ReportData:
+def gather(
+    run: str | Path, max_views: int = MAX_VIEWS, dataset: Dataset | None = None, prompts: Sequence[str] = ()
+) -> ReportData:
     """Read a run folder and render its views; errors as :func:`write_report`."""
     run = Path(run)
     scene = Scene.load(run)
@@ -145,7 +152,23 @@ def gather(run: str | Path, max_views: int = MAX_VIEWS, dataset: Dataset | None 
             errors.append((view, difference))
     data.error_scale = _colour_errors([e for _, e in errors], [v for v, _ in errors])
     data.views.sort(key=lambda v: (v.psnr is None, v.psnr or 0.0))
+    data.sections = _sections(scene, dataset, prompts, data.notes)
     return data
+
+
+def _sections(scene: Scene, dataset: Dataset | None, prompts: Sequence[str], notes: list[str]) -> list[tuple[str, str]]:
+    """What the fields and the mode contribute; one that cannot be made is a note, not the end of the report."""
+    sources: list[Callable[[], list[tuple[str, str]]]] = [lambda: field_sections(scene, prompts)]
+    module = registry.load("modes", scene.mode)
+    if hasattr(module, "report"):
+        sources.append(lambda: module.report(scene, dataset))
+    found = []
+    for source in sources:
+        try:
+            found += source()
+        except FeaturesplatError as error:
+            notes.append(f"A part of the report could not be made: {_first_line(error)}.")
+    return found
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

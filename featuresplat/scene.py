@@ -166,6 +166,7 @@ class Scene:
         exposure: bool = False,
         backgrounds: Tensor | None = None,
         light: Any = None,
+        linear: bool = False,
         backend: str | None = None,
     ) -> RenderOutput:
         """Render cameras of one size, each at its own time; no gradients.
@@ -178,6 +179,7 @@ class Scene:
                 the scene's own.
             backgrounds: [3] or [C, 3]; default: what the scene was trained over.
             light: for modes that can be relit; what it may be, the mode says.
+            linear: for such modes: colours before the tone curve. Without effect in the others.
             backend: see `featuresplat.rasterize`.
 
         Raises:
@@ -185,7 +187,7 @@ class Scene:
         """
         if isinstance(features, str):
             self.field(features)
-        request = RenderRequest(features, backgrounds, light, backend)
+        request = RenderRequest(features, backgrounds, light, backend, linear)
         module = registry.load("modes", self.mode)
         with torch.no_grad():
             if hasattr(module, "render"):
@@ -252,6 +254,7 @@ class RenderRequest:
     backgrounds: Tensor | None = None
     light: Any = None
     backend: str | None = None
+    linear: bool = False
 
 
 def _over_shared_codes(fields: dict[str, FeatureField], on_codes, on_field) -> dict[str, FeatureField]:

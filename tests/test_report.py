@@ -213,7 +213,7 @@ def test_nan_anywhere_is_not_drawn_and_reads_not_available():
 
 
 def test_pictures_are_reduced_and_keep_their_shape():
-    from featuresplat._report_page import PICTURE_WIDTH, data_uri
+    from featuresplat.io.html import PICTURE_WIDTH, data_uri
 
     small, large = data_uri(picture(0)), data_uri(torch.full((900, 1200, 3), 90, dtype=torch.uint8))
     assert size_of(small) == (64, 48)

@@ -5,7 +5,8 @@ asked, `Scene.at` and `Scene.render`, may be answered by the module too, by func
 
 - ``at(scene, time) -> Gaussians``: the Gaussians at a time, in the data's own frame;
 - ``render(scene, cameras, request) -> RenderOutput``: a render of its own, in place of splatting ``at``;
-- ``KINDS`` and ``picture(scene, cameras, kind, request) -> [C, H, W, 3 or 1]``: further kinds that can be rendered.
+- ``KINDS`` and ``picture(scene, cameras, kind, request) -> [C, H, W, 3 or 1]``: further kinds that can be rendered;
+- ``report(scene, dataset) -> [(title, HTML)]``: sections for report.html (`featuresplat.io.html` has the pieces).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.nn import Parameter
 from featuresplat import raster
 from featuresplat.config import TrainConfig
 from featuresplat.normalization import Normalization
-from featuresplat.types import Cameras, Gaussians, PointCloud, RenderOutput
+from featuresplat.types import Cameras, FeatureField, Gaussians, PointCloud, RenderOutput
 
 if TYPE_CHECKING:
     from featuresplat.datasets import Dataset
@@ -157,6 +158,10 @@ class Mode:
 
     def load_buffers(self, buffers: dict[str, Tensor]) -> None:
         """Take back what `buffers` gave; parameters are restored already."""
+
+    def fields(self) -> dict[str, FeatureField]:
+        """Feature fields that were trained along, one row per Gaussian of ``at(None)``."""
+        return {}
 
     def state(self) -> dict[str, Tensor]:
         """What a saved scene needs beyond the Gaussians ``at(None)``: tensors by name, in the data's own frame."""

@@ -22,6 +22,10 @@ def run(
     width: int | None = None,
     height: int | None = None,
     device: str = "auto",
+    field: str | None = None,
+    prompt: str = "",
+    light: Path | None = None,
+    linear: Flag = False,
     quiet: Flag = False,
 ) -> None:
     """Render images or a film of a run.
@@ -29,7 +33,8 @@ def run(
     Args:
         run: Folder that train made.
         path: orbit, spline (through the given views), test, train, or a JSON file as the run's cameras.json.
-        what: Kinds, with commas between: rgb,depth,alpha.
+        what: Kinds, with commas between: rgb,depth,alpha, features (a field's main directions as colours), relevancy
+            (of --prompt), and what the run's mode adds: albedo,normal,roughness,metallic of inverse.
         out: Folder; default RUN/renders/PATH. Images: KIND/NAME.png, depth also as NAME.npy in scene units.
         frames: Length of orbit and spline.
         fps: Frames a second of a film.
@@ -37,6 +42,10 @@ def run(
         width: Another width; with one of the two the image keeps its shape.
         height: Another height.
         device: auto, cpu, cuda or cuda:N.
+        field: Which field features and relevancy look at; default the one added last.
+        prompt: What relevancy asks for.
+        light: Environment map (.npy, .hdr, .exr) for runs of mode inverse.
+        linear: Of runs of mode inverse, also write linear values, float32, as NAME.npy.
         quiet: No progress bar.
     """
     folder = given("render", run, "the folder of a run", "runs/NAME")
@@ -45,6 +54,7 @@ def run(
     kinds = [k.strip() for k in what.split(",") if k.strip()]
     size = {"width": width, "height": height}
     options = {"frames": frames, "fps": fps, "format": format, "device": device}
+    options |= {"field": field, "prompt": prompt, "light": light, "linear": linear}
     bar = None if quiet else progress_bar
     files = render_run(folder, path, kinds, out, progress=bar, **size, **options)
     pictures = [f for f in files if f.suffix != ".npy"]
