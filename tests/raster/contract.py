@@ -8,6 +8,7 @@ import torch
 from dense_truth import dense
 
 import featuresplat as fs
+from featuresplat.raster import _nvrtc
 
 FORWARD, GRADIENT = 2e-5, 1e-4
 """Errors allowed, relative to the largest value of the output or gradient."""
@@ -17,7 +18,8 @@ LEAVES = ("means", "quats", "scales", "opacities", "colors", "features", "viewma
 
 
 def device_of(backend: str) -> str:
-    return "cpu" if backend in ("cpu", "reference") else "cuda"
+    """Where a backend's tensors live; ``cuda`` takes CPU tensors while the host emulator stands in for the GPU."""
+    return "cpu" if backend in ("cpu", "reference") or "cpu" in _nvrtc.stand_ins else "cuda"
 
 
 def render(scene, backend, leaves=None, **options):
