@@ -1,0 +1,125 @@
+"""What is worked out once about a scene and looked at often: feature colours, scores of prompts, objects.
+
+Results are kept by the identity of what they were made from (scenes are never changed in place), a few at a time, and
+made by one thread at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featuresplat.fields.pictures import feature_colors
+from featuresplat.prompts import instances, text
+from featuresplat.scene import Scene
+
+from .document import Document, State
+from .look import Look
+from .pictures import Mark, Overlay
+
+SELECTED = (1.0, 0.85, 0.1)
+"""Colour of the active selection."""
+KEPT_RESULTS = 6
+
+
+class Memo:
+    """The last few results, by what they were made from: tensors and scenes by identity, everything else by value."""
+
+    def __init__(self, size: int = KEPT_RESULTS):
+        self._lock = threading.RLock()
+        self._results: deque[tuple[tuple, Any]] = deque(maxlen=size)
+
+    def __call__(self, make: Callable[[], Any], *key: Any) -> Any:
+        """The result for ``key``; ``make`` is called where there is none. An exception is not remembered."""
+        with self._lock:
+            for known, value in self._results:
+                if len(known) == len(key) and all(_same(a, b) for a, b in zip(known, key, strict=True)):
+                    return value
+            value = make()
+            self._results.append((key, value))
+            return value
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (isinstance(a, (str, int, float, tuple, type(None))) and type(a) is type(b) and a == b)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """[P, N] in 0..1 of the document's prompts, the query they came from, and [P, N] what each prompt selects."""
+
+    query: text.TextQuery
+    values: Tensor
+    masks: Tensor
+
+
+class Insight:
+    """Answers about the document's scene; may be asked from any thread."""
+
+    def __init__(self, document: Document):
+        self.document = document
+        self._memo = Memo()
+
+    @torch.no_grad()
+    def feature_colors(self, scene: Scene, field: str) -> Tensor:
+        """[N, 3] in 0..1. Raises FeaturesplatError where there is no such field."""
+        _, found = scene.field(field or None)
+        return self._memo(lambda: feature_colors(found)(found.codes), "features", found.codes)
+
+    @torch.no_grad()
+    def scores(self, state: State) -> Scores | None:
+        """How the scene answers the state's prompts; None where there are none.
+
+        Raises:
+            FeaturesplatError: the scene cannot answer text, or not these phrases.
+        """
+        if not state.prompts:
+            return None
+        phrases = tuple(p.text for p in state.prompts)
+
+        def ask() -> tuple[text.TextQuery, Tensor]:
+            query = text.ask(state.scene, phrases, state.field or None, state.negatives, compete=len(phrases) > 1)
+            return query, query.gaussians(state.scene)
+
+        query, values = self._memo(ask, "scores", state.scene, phrases, state.negatives, state.field)
+        masks = self._memo(lambda: query.masks(values, state.threshold), "masks", values, state.threshold)
+        return Scores(query, values, masks)
+
+    def instances(self, scene: Scene) -> instances.Instances:
+        return self._memo(lambda: instances.find(scene), "instances", scene)
+
+    def overlay(self, state: State, look: Look) -> Overlay:
+        """What the document adds to a look: selections, and the values of its kind.
+
+        Raises:
+            FeaturesplatError: the kind cannot be shown of this scene.
+        """
+        marks = [Mark(k.mask, k.color) for k in state.kept if k.visible]
+        if state.selected is not None:
+            marks.append(Mark(state.selected, SELECTED))
+        if look.kind == "features":
+            return Overlay(marks, self.feature_colors(state.scene, look.field))
+        if look.kind == "instances":
+            return Overlay(marks, self._instance_colors(state.scene))
+        if look.kind == "relevancy":
+            scores = self.scores(state)
+            if scores is not None:
+                colors = [p.color for p in state.prompts]
+                threshold = 0.5 if state.threshold is None else state.threshold
+                return Overlay(marks, scores.values.T, colors, threshold)
+        return Overlay(marks)
+
+    def _instance_colors(self, scene: Scene) -> Tensor:
+        found = self.instances(scene)
+
+        def paint() -> Tensor:
+            grey = torch.full((1, 3), 0.25)
+            return torch.cat([found.colors, grey])[found.ids.clamp_min(-1)]  # -1 is the last row
+
+        return self._memo(paint, "instance colors", found.ids)
