@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "featuresplat"
 LAYERS = {
     0: "errors types geometry config config_fields config_dynamic config_inverse registry paths normalization poses "
     "exposure memory decoders controls",
-    1: "raster io datasets teachers priors losses metrics densify points sweep _ssim",
+    1: "raster shading io datasets teachers priors losses metrics densify points sweep _ssim",
     2: "fields prompts modes scene",
     3: "trainer _training trainlog evaluate report _report_page _report_layout _report_svg _report_fields render export",
     4: "cli verbs __main__ doctor demo viewer integrations",
