@@ -29,7 +29,7 @@ from featuresplat.io.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from featuresplat.losses import depth_loss, photometric
+from featuresplat.losses import depth_loss
 from featuresplat.metrics import psnr
 from featuresplat.normalization import Normalization
 from featuresplat.poses import PoseRefiner
@@ -217,7 +217,7 @@ class Trainer:
         mask, depth = data.mask(image_index), data.depth(image_index)
         mask = None if mask is None else mask.to(self.device)
         depth = None if depth is None else depth.to(self.device) * self.frame.scale
-        loss = photometric(rgb, truth, config.loss.dssim, mask)
+        loss = self.mode.photometric(rgb, truth, mask)
         self._average("psnr", psnr(rgb.detach(), truth, mask))
         if config.loss.depth and depth is not None:
             loss = loss + config.loss.depth * depth_loss(out.depth[0], depth, out.alpha[0])

@@ -20,6 +20,7 @@ from torch.nn import Parameter
 
 from featuresplat import raster
 from featuresplat.config import TrainConfig
+from featuresplat.losses import photometric
 from featuresplat.normalization import Normalization
 from featuresplat.types import Cameras, FeatureField, Gaussians, PointCloud, RenderOutput
 
@@ -147,6 +148,10 @@ class Mode:
             settings=self.settings,
             backend=self.config.backend,
         )
+
+    def photometric(self, rgb: Tensor, truth: Tensor, mask: Tensor | None) -> Tensor:
+        """How far a render [H, W, 3] is from its photograph, a scalar."""
+        return photometric(rgb, truth, self.config.loss.dssim, mask)
 
     def losses(self, out: RenderOutput, batch: Batch) -> dict[str, Tensor]:
         """Terms to add to the photometric loss of a view, weighted already."""
