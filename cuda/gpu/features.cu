@@ -1,0 +1,153 @@
+// Features forward on matrix units: per warp, W [32 pixels x 16 splats] times F [16 splats x channels]. The weights are
+// computed where the matrix unit wants them: lane 4 g + t holds pixel column g of the patch, all 4 rows, and splats 4 t to
+// 4 t + 3; transmittance is scanned along t with shuffles. Each pixel's stop comes from blend.cu.
+#include "matrix.cuh"
+#include "walk.cuh"
+
+#ifndef QUADS
+#define QUADS 4  // channels of a block in units of 32; blockIdx.y chooses which
+#endif
+#ifndef HALF
+#define HALF 0  // 1: operands are rounded to float16, scaled by scale[0]
+#endif
+
+struct FeaturesArgs {
+  const uint32_t* offsets;
+  const Entry* entries;
+  const uint32_t* slots;
+  const float* rows;    // [N, dim]
+  const int32_t* last;  // [C, H, W]
+  const float* scale;   // [2] with HALF: a power of two that brings features near 1, and its inverse
+  float* out;           // [C, H, W, dim]
+  int64_t n, dim;
+  int32_t width, height, tiles, tiles_x;
+  float alpha_max;
+};
+
+FS_DEVICE void store_channels(float* row, int64_t channel, int64_t dim, float4 v) {
+  if (channel >= dim) return;
+#if ALIGNED
+  *reinterpret_cast<float4*>(row + channel) = v;
+#else
+  row[channel] = v.x;
+  if (channel + 1 < dim) row[channel + 1] = v.y;
+  if (channel + 2 < dim) row[channel + 2] = v.z;
+  if (channel + 3 < dim) row[channel + 3] = v.w;
+#endif
+}
+
+FS_DEVICE float component(const float4& v, int k) { return k == 0 ? v.x : k == 1 ? v.y : k == 2 ? v.z : v.w; }
+
+FS_KERNEL(256, blend_features, const FeaturesArgs a) {
+  FS_SHARED(Ring, rings, kPatches);
+  const int tile = blockIdx.x, warp = fs_warp(), lane = fs_lane(), g = lane >> 2, t = lane & 3;
+  const Place place = place_of(tile, a.tiles, a.tiles_x);
+  const uint32_t first = a.offsets[tile];
+  const int count = static_cast<int>(a.offsets[tile + 1] - first);
+  const int64_t channel = static_cast<int64_t>(blockIdx.y) * (32 * QUADS);
+  const int x = place.x + patch_x(warp) + g, y0 = place.y + patch_y(warp);
+  const int64_t pixel = (static_cast<int64_t>(place.camera) * a.height + y0) * a.width + x;
+  const float px = patch_x(warp) + g - 7.5f, py0 = patch_y(warp) - 7.5f;
+  int last[4], farthest = 0;
+  float T[4];
+  for (int y = 0; y < 4; ++y) {
+    last[y] = x < a.width && y0 + y < a.height ? a.last[pixel + static_cast<int64_t>(y) * a.width] : 0;
+    farthest = max(farthest, last[y]), T[y] = 1;
+  }
+  farthest = warp_max(farthest);
+#if HALF
+  const float scale = a.scale[0], unscale = a.scale[1];
+#endif
+  float sums[2][4 * QUADS][4];
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+#pragma unroll
+    for (int k = 0; k < 4 * QUADS; ++k) {
+      for (int i = 0; i < 4; ++i) sums[m][k][i] = 0;
+    }
+  }
+  Ring& ring = rings[warp];
+  auto take = [&](int head, int members) {
+    float w[4][4];  // rows of the patch, splats
+    const float* rows[4];
+    for (int j = 0; j < 4; ++j) {
+      const bool there = 4 * t + j < members;
+      const int at = (head + (there ? 4 * t + j : 0)) % kRing;
+      const float4 shape = ring.shape[at], more = ring.more[at];
+      rows[j] = a.rows + (static_cast<int64_t>(ring.slot[at]) - a.n * place.camera) * a.dim;
+      const int index = there ? place_in_list(more) : kNever;
+      for (int y = 0; y < 4; ++y) {
+        const float al = fminf(alpha_at(shape, more.x, more.y, more.z, px, py0 + y), a.alpha_max);
+        w[y][j] = index < last[y] ? al : 0.f;
+      }
+    }
+    for (int y = 0; y < 4; ++y) {
+      // The transmittance before this lane's splats: the product over the lanes before it.
+      float after = (1 - w[y][0]) * (1 - w[y][1]) * ((1 - w[y][2]) * (1 - w[y][3]));
+      const float one = fs_shfl_up(after, 1);
+      if (t >= 1) after *= one;
+      const float two = fs_shfl_up(after, 2);
+      if (t >= 2) after *= two;
+      const float before = fs_shfl_up(after, 1), all = fs_shfl(after, lane | 3);
+      float left = t ? T[y] * before : T[y];
+      for (int j = 0; j < 4; ++j) {
+        const float al = w[y][j];
+        w[y][j] = al * left;
+        left = fmaf(-al, left, left);
+      }
+      T[y] *= all;
+    }
+    uint32_t high[2][4];
+#if !HALF
+    uint32_t low[2][4];
+#endif
+    for (int m = 0; m < 2; ++m) {
+      for (int r = 0; r < 2; ++r) {
+        for (int pair = 0; pair < 2; ++pair) {
+          const float p = w[2 * m + r][2 * pair], q = w[2 * m + r][2 * pair + 1];
+#if HALF
+          high[m][2 * pair + r] = fs_pack_f16(p, q);
+#else
+          split_pair(p, q, high[m][2 * pair + r], low[m][2 * pair + r]);
+#endif
+        }
+      }
+    }
+#pragma unroll
+    for (int quad = 0; quad < QUADS; ++quad) {
+      float4 f[4];
+      for (int j = 0; j < 4; ++j) f[j] = load_channels(rows[j], channel + 32 * quad + 4 * g, a.dim, true);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const float f0 = component(f[0], k), f1 = component(f[1], k), f2 = component(f[2], k), f3 = component(f[3], k);
+        uint32_t bh[2];
+#if HALF
+        bh[0] = fs_pack_f16(scale * f0, scale * f1), bh[1] = fs_pack_f16(scale * f2, scale * f3);
+        for (int m = 0; m < 2; ++m) mma_m16n8k16_f16_f32(sums[m][4 * quad + k], high[m], bh, sums[m][4 * quad + k]);
+#else
+        uint32_t bl[2];
+        split_pair(f0, f1, bh[0], bl[0]), split_pair(f2, f3, bh[1], bl[1]);
+        for (int m = 0; m < 2; ++m) multiply_split(sums[m][4 * quad + k], high[m], low[m], bh, bl);
+#endif
+      }
+    }
+  };
+  for_groups(a.entries + first, a.slots + first, count, warp, ring, [&](int base) { return base < farthest; }, take);
+#pragma unroll
+  for (int y = 0; y < 4; ++y) {
+    if (x >= a.width || y0 + y >= a.height) continue;
+    float* row = a.out + (pixel + static_cast<int64_t>(y) * a.width) * a.dim;
+#pragma unroll
+    for (int quad = 0; quad < QUADS; ++quad) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float4 v = make_float4(sums[y >> 1][4 * quad][2 * (y & 1) + i], sums[y >> 1][4 * quad + 1][2 * (y & 1) + i],
+                               sums[y >> 1][4 * quad + 2][2 * (y & 1) + i], sums[y >> 1][4 * quad + 3][2 * (y & 1) + i]);
+#if HALF
+        v.x *= unscale, v.y *= unscale, v.z *= unscale, v.w *= unscale;
+#endif
+        store_channels(row, channel + 32 * quad + 8 * t + 4 * i, a.dim, v);
+      }
+    }
+  }
+}

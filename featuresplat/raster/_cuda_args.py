@@ -1,0 +1,52 @@
+"""The argument structures of the kernels in cuda/gpu, read from their sources: declared once, in C."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from functools import cache
+
+from torch import Tensor
+
+from featuresplat.raster._nvrtc_sources import engine_sources
+
+_TYPES = {
+    "int32_t": ctypes.c_int32, "uint32_t": ctypes.c_uint32, "int64_t": ctypes.c_int64,
+    "float": ctypes.c_float, "double": ctypes.c_double,
+}  # fmt: skip
+_COMMENT = re.compile(r"//[^\n]*")
+
+
+@cache
+def structure(file: str, name: str) -> type[ctypes.Structure]:
+    """The ctypes twin of ``struct name`` in a source file: pointers, 32 and 64 bit integers, float, double."""
+    text = _COMMENT.sub("", (engine_sources().folder / file).read_text())
+    body = re.search(rf"\bstruct {name}\s*\{{(.*?)\}};", text, re.DOTALL)
+    if body is None:
+        raise LookupError(f"no struct {name} in {file}")
+    fields = []
+    for declaration in body[1].split(";"):
+        words = re.sub(r"\bconst\b", " ", declaration).strip()
+        if not words:
+            continue
+        kind, names = re.match(r"(\w+)\s*(.*)", words, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
+        for declarator in names.split(","):
+            pointer = "*" in declarator
+            fields.append((declarator.replace("*", "").strip(), ctypes.c_void_p if pointer else _TYPES[kind]))
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+def arguments(file: str, name: str, values: dict) -> ctypes.Structure:
+    """An instance with every field set: tensors give their address, None a null pointer.
+
+    Raises:
+        TypeError: a field is missing, or there is none of that name.
+    """
+    kind = structure(file, name)
+    out = kind()
+    wanted = {f[0] for f in kind._fields_}
+    if wanted != values.keys():
+        raise TypeError(f"{name}: {sorted(wanted ^ values.keys())} do not match")
+    for key, value in values.items():
+        setattr(out, key, value.data_ptr() if isinstance(value, Tensor) else value)
+    return out

@@ -1,0 +1,116 @@
+"""Blending forward: one pass for colour, alpha and depth, which also says where each pixel stops; features beside it
+(few channels) or after it on the matrix units (many)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featuresplat.raster import _cuda_options as options
+from featuresplat.raster._cuda_frame import Frame, blocks, make_frame, settle
+from featuresplat.raster._inputs import RasterInputs
+from featuresplat.types import RasterMeta
+
+
+@dataclass
+class Stops:
+    """Where pixels stop. ``last`` [C, H, W] int32: entries of its tile used; ``left``: transmittance behind them."""
+
+    last: Tensor
+    left: Tensor
+
+
+@dataclass
+class Rendered:
+    """Images as in `RenderOutput`, and what the backward pass needs."""
+
+    rgb: Tensor | None
+    features: Tensor | None
+    alpha: Tensor
+    depth: Tensor
+    meta: RasterMeta
+    frame: Frame
+    stops: Stops
+
+
+def empty_meta(inputs: RasterInputs) -> RasterMeta:
+    c, n, device = len(inputs.viewmats), len(inputs.means), inputs.means.device
+    return RasterMeta(
+        torch.empty(c, n, 2, device=device), torch.empty(c, n, 2, dtype=torch.int32, device=device),
+        torch.empty(c, n, device=device), torch.empty(c, n, 3, device=device),
+    )  # fmt: skip
+
+
+def unhealthy_rows(inputs: RasterInputs) -> Tensor | None:
+    """[N] uint8, 1 for Gaussians with a feature that is not finite; None without features."""
+    rows = inputs.features
+    if rows is None or rows.numel() == 0:
+        return None
+    return (~torch.isfinite(rows).all(1)).to(torch.uint8)
+
+
+def render(inputs: RasterInputs, keep: bool) -> Rendered:
+    """Queue a whole forward pass. ``inputs`` are contiguous; without ``keep`` the frame is not needed afterwards."""
+    meta = empty_meta(inputs)
+    frame, state = make_frame(inputs, meta, unhealthy_rows(inputs))
+    shape = (frame.cameras, frame.height, frame.width)
+    rgb = None if inputs.colors is None else frame.empty("the colour image", (*shape, 3))
+    alpha, depth = frame.empty("the alpha image", (*shape, 1)), frame.empty("the depth image", (*shape, 1))
+    stops = Stops(frame.empty("the stops", shape, torch.int32), frame.empty("the stops", shape))
+    features = None
+    if inputs.features is not None:
+        features = frame.empty("the feature image", (*shape, inputs.features.shape[1]))
+    out = Rendered(rgb, features, alpha, depth, meta, frame, stops)
+    scale = options.half_scale(inputs.features) if options.precision() == "fp16" else None
+    blend(inputs, out, scale)
+    if settle(frame, state):
+        blend(inputs, out, scale)
+    return out
+
+
+def blend(inputs: RasterInputs, out: Rendered, scale: Tensor | None) -> None:
+    """Queue the blending of all images."""
+    dim = 0 if out.features is None else out.features.shape[-1]
+    beside = dim if dim <= options.FEW else 0
+    blend_pixels(inputs, out, 1, beside)
+    if dim <= options.FEW:
+        return
+    if options.matrix_units(out.frame):
+        blend_features(inputs, out, scale)
+    else:
+        blend_pixels(inputs, out, 0, options.FEW)
+
+
+def blend_features(inputs: RasterInputs, out: Rendered, scale: Tensor | None) -> None:
+    """Features on matrix units; ``scale`` [2] asks for float16 operands."""
+    f, rows, image = out.frame, inputs.features, out.features
+    assert rows is not None
+    assert image is not None
+    dim = image.shape[-1]
+    quads = 1 if dim <= 32 else 2
+    values = {
+        "offsets": f.offsets, "entries": f.entries, "slots": f.slots, "rows": rows, "last": out.stops.last,
+        "scale": scale, "out": image, "n": f.gaussians, "dim": dim, "width": f.width, "height": f.height,
+        "tiles": f.tiles, "tiles_x": f.tiles_x, "alpha_max": inputs.settings.alpha_max,
+    }  # fmt: skip
+    constants = {"QUADS": quads, "HALF": int(scale is not None), "ALIGNED": options.aligned(dim, rows, image)}
+    grid = (f.all_tiles, blocks(dim, 32 * quads))
+    f.launch("blend_features", "features.cu", "FeaturesArgs", grid, 256, values, constants)
+
+
+def blend_pixels(inputs: RasterInputs, out: Rendered, rgb: int, channels: int) -> None:
+    """The scalar kernel: colours (``rgb`` = 1) and ``channels`` features a block."""
+    f, s = out.frame, inputs.settings
+    dim = 0 if out.features is None else out.features.shape[-1]
+    values: dict[str, Any] = {
+        "offsets": f.offsets, "entries": f.entries, "slots": f.slots, "rows": inputs.features,
+        "backgrounds": inputs.backgrounds, "rgb": out.rgb, "features": out.features, "alpha": out.alpha,
+        "depth": out.depth, "last": out.stops.last, "left": out.stops.left, "n": f.gaussians, "dim": dim,
+        "width": f.width, "height": f.height, "tiles": f.tiles, "tiles_x": f.tiles_x, "alpha_max": s.alpha_max,
+        "transmittance_min": s.transmittance_min,
+    }  # fmt: skip
+    grid = (f.all_tiles, blocks(dim, channels) if channels else 1)
+    f.launch("blend", "blend.cu", "BlendArgs", grid, 256, values, {"RGB": rgb, "CHANNELS": channels})

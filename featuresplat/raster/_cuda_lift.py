@@ -1,0 +1,52 @@
+"""The transpose of blending: from maps on the image to sums for each Gaussian."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from featuresplat.raster import _cuda_options as options
+from featuresplat.raster._cuda_frame import Frame, blocks
+from featuresplat.raster._inputs import RasterInputs
+
+
+def transpose(
+    frame: Frame, inputs: RasterInputs, maps: Tensor, power: int, sums: Tensor, weights: Tensor | None,
+    last: Tensor | None,
+) -> None:  # fmt: skip
+    """Queue ``sums[n] += sum w^power maps[p]`` and ``weights[n] += sum w^power``.
+
+    Args:
+        maps: [C, H, W, D] contiguous.
+        last: where pixels stop, when that is known already.
+    """
+    dim, matrix = maps.shape[-1], options.matrix_units(frame)
+    s = inputs.settings
+    fixed = options.deterministic()
+    scale = targets = None
+    if fixed:
+        # Fixed point: sums do not depend on the order. No sum exceeds the number of pixels times the greatest value.
+        most = maps.abs().amax().double() if maps.numel() else torch.ones((), dtype=torch.float64, device=frame.device)
+        room = 2.0**61 / max(1, frame.cameras * frame.width * frame.height)
+        scale = torch.exp2(torch.floor(torch.log2(room / torch.clamp(most, 1e-30, 1e30))))
+        scale = torch.stack([scale, torch.full_like(scale, 2.0 ** int(math.log2(room)))])
+        targets = [None if t is None else torch.zeros_like(t, dtype=torch.int64) for t in (sums, weights)]
+    tiles = 1 if not matrix else 2 if dim <= 32 else 4
+    constants = {
+        "TILES": tiles, "STOPS": int(last is not None), "POWER": power, "WEIGHTS": int(weights is not None),
+        "FIXED": int(fixed), "MATRIX": int(matrix), "ALIGNED": options.aligned(dim, maps, sums),
+    }  # fmt: skip
+    values = {
+        "offsets": frame.offsets, "entries": frame.entries, "slots": frame.slots, "maps": maps, "last": last,
+        "scale": scale, "sums": targets[0] if targets else sums, "weights": targets[1] if targets else weights,
+        "n": frame.gaussians, "dim": dim, "width": frame.width, "height": frame.height, "tiles": frame.tiles,
+        "tiles_x": frame.tiles_x, "alpha_max": s.alpha_max, "transmittance_min": s.transmittance_min,
+    }  # fmt: skip
+    grid = (frame.all_tiles, max(1, blocks(dim, 16 * tiles)))
+    frame.launch("lift", "lift.cu", "LiftArgs", grid, 256, values, constants)
+    if targets is not None and scale is not None:
+        for target, total, unit in zip((sums, weights), targets, scale, strict=True):
+            if target is not None and total is not None:
+                target.add_((total.double() / unit).to(target.dtype))
