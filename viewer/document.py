@@ -49,7 +49,7 @@ class Prompt:
     color: RGB
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kept:
     """A named selection of the list."""
 
@@ -100,7 +100,7 @@ class Document:
     """The shared state and what may be done to it; every method may be called from any thread."""
 
     def __init__(self, scene: Scene):
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._editing = threading.RLock()
         self._edited = Edited(_numbered(scene))
         self._before: list[tuple[Tensor | None, tuple[Kept, ...]]] = []
@@ -130,8 +130,12 @@ class Document:
 
     def change(self, **changes) -> State:
         """Replace parts of the state and tell everybody."""
+        return self._mutate(lambda state: changes)
+
+    def _mutate(self, changes: Callable[[State], dict]) -> State:
+        """Replace what ``changes`` of the state says, then, outside of the lock, tell everybody."""
         with self._lock:
-            self._state = replace(self._state, version=self._state.version + 1, **changes)
+            self._state = replace(self._state, version=self._state.version + 1, **changes(self._state))
             state, listeners = self._state, self._listeners
         for listener in listeners:
             try:
@@ -149,18 +153,19 @@ class Document:
             FeaturesplatError: a phrase that is too long, or too many of them.
         """
         texts = list(dict.fromkeys(checked_phrase(p) for p in phrases if p.strip()))
+        against = None if negatives is None else tuple(checked_phrase(p) for p in negatives if p.strip())
         if len(texts) > MOST_PROMPTS:
             raise FeaturesplatError(
                 f"prompts: expected at most {MOST_PROMPTS}, got {len(texts)}.", "Take some of them away."
             )
-        changes: dict = {}
-        if negatives is not None:
-            changes["negatives"] = tuple(checked_phrase(p) for p in negatives if p.strip())
-        with self._lock:
-            old = {p.text: p.color for p in self._state.prompts}
+
+        def changes(state: State) -> dict:
+            old = {p.text: p.color for p in state.prompts}
             free = [c for c in PALETTE if c not in {old[t] for t in texts if t in old}]
             prompts = [Prompt(t, old[t] if t in old else free.pop(0) if free else PALETTE[0]) for t in texts]
-            return self.change(prompts=tuple(prompts), **changes)
+            return {"prompts": tuple(prompts), "negatives": state.negatives if against is None else against}
+
+        return self._mutate(changes)
 
     # Selecting
 
@@ -170,19 +175,20 @@ class Document:
         Raises:
             FeaturesplatError: the mask belongs to another scene.
         """
-        with self._lock:
-            state = self._state
-            if mask is not None and len(mask) != len(state.scene.gaussians):
+
+        def changes(state: State) -> dict:
+            new = mask
+            if new is not None and len(new) != len(state.scene.gaussians):
                 raise FeaturesplatError(
-                    f"selection: it counts {len(mask)} Gaussians, the scene has {len(state.scene.gaussians)} by now.",
+                    f"selection: it counts {len(new)} Gaussians, the scene has {len(state.scene.gaussians)} by now.",
                     "Select again.",
                 )
-            if mask is not None and state.selected is not None and how != "replace":
-                old = state.selected
-                mask = {"add": old | mask, "subtract": old & ~mask, "intersect": old & mask}[how]
-            if mask is not None and not bool(mask.any()):
-                mask = None
-            return self.change(selected=mask)
+            old = torch.zeros_like(new) if new is not None and state.selected is None else state.selected
+            if new is not None and old is not None and how != "replace":
+                new = {"add": old | new, "subtract": old & ~new, "intersect": old & new}[how]
+            return {"selected": new if new is not None and bool(new.any()) else None}
+
+        return self._mutate(changes)
 
     def keep(self, name: str) -> State:
         """Put the active selection into the list under a name; one of that name is replaced.
@@ -191,25 +197,27 @@ class Document:
             FeaturesplatError: nothing is selected, or an empty or overlong name.
         """
         name = checked_name(name)
-        with self._lock:
-            state = self._state
+
+        def changes(state: State) -> dict:
             if state.selected is None:
                 raise FeaturesplatError("selection: nothing is selected.", "Click something, or ask for it, first.")
             used = {k.color for k in state.kept if k.name != name}
             color = next((c for c in PALETTE[1:] if c not in used), PALETTE[1])
             kept = Kept(name, state.selected, color)
-            if name in [k.name for k in state.kept]:
-                return self.change(kept=tuple(kept if k.name == name else k for k in state.kept))
-            return self.change(kept=(*state.kept, kept))
+            others = tuple(kept if k.name == name else k for k in state.kept)
+            return {"kept": others if kept in others else (*others, kept)}
 
-    def update_kept(self, name: str, **changes) -> State:
+        return self._mutate(changes)
+
+    def update_kept(self, name: str, **values) -> State:
         """Change one of the list: ``visible``, ``color``, ``name``."""
-        with self._lock:
-            return self.change(kept=tuple(replace(k, **changes) if k.name == name else k for k in self._state.kept))
+        return self._mutate(
+            lambda state: {"kept": tuple(replace(k, **values) if k.name == name else k for k in state.kept)}
+        )
 
     def forget(self, name: str) -> State:
-        with self._lock:
-            return self.change(kept=tuple(k for k in self._state.kept if k.name != name))
+        """Take one out of the list."""
+        return self._mutate(lambda state: {"kept": tuple(k for k in state.kept if k.name != name)})
 
     def kept(self, name: str) -> Kept:
         """Raises FeaturesplatError when there is none of that name."""
@@ -227,10 +235,9 @@ class Document:
             FeaturesplatError: as the edit does.
         """
         with self._editing:
-            with self._lock:
-                if self.busy():
-                    return self.change(waiting=(*self._state.waiting, edit))
-                before = self._state
+            if self.busy():
+                return self._mutate(lambda state: {"waiting": (*state.waiting, edit)})
+            before = self._state
             scene = self._edited.apply(edit)
             self._before.append((before.selected, before.kept))
             return self._edited_to(scene, before)
@@ -256,10 +263,9 @@ class Document:
         """Do what waited for the pause; answers what could not be done."""
         failed = []
         with self._editing:
-            with self._lock:
-                waiting = self._state.waiting
-                if waiting:
-                    self.change(waiting=())
+            waiting = self._state.waiting
+            if waiting:
+                self.change(waiting=())
             for edit in waiting:
                 try:
                     self.apply(edit)

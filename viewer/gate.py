@@ -114,8 +114,9 @@ def _name(host: str) -> str:
 
 
 @contextlib.contextmanager
-def guarded(gate: Gate) -> Iterator[None]:
-    """viser servers made inside ask ``gate`` first, and start without viser's own banner.
+def guarded(gate: Gate, largest: int = 2**25) -> Iterator[None]:
+    """viser servers made inside ask ``gate`` first, take messages of ``largest`` bytes at most, and start without
+    viser's own banner.
 
     Raises:
         FeaturesplatError: viser did not make its server in the way that can be guarded.
@@ -142,7 +143,7 @@ def guarded(gate: Gate) -> Iterator[None]:
             return Response(status.value, status.phrase, headers, body)
 
         gate.installed = True
-        return original(handler, host, port, **{**options, "process_request": process_request})
+        return original(handler, host, port, **{**options, "process_request": process_request, "max_size": largest})
 
     with _patching:
         module.serve = serve  # pyright: ignore[reportAttributeAccessIssue]

@@ -37,17 +37,36 @@ class Memo:
 
     def __call__(self, make: Callable[[], Any], *key: Any) -> Any:
         """The result for ``key``; ``make`` is called where there is none. An exception is not remembered."""
+        found = self._find(key)
+        if found:
+            return found[0]
         with self._lock:
-            for known, value in self._results:
-                if len(known) == len(key) and all(_same(a, b) for a, b in zip(known, key, strict=True)):
-                    return value
+            found = self._find(key)
+            if found:
+                return found[0]
             value = make()
             self._results.append((key, value))
             return value
 
+    def known(self, *key: Any) -> Any:
+        """The result for ``key`` if there is one, else None; never waits."""
+        found = self._find(key)
+        return found[0] if found else None
+
+    def _find(self, key: tuple) -> tuple[Any] | None:
+        for known, value in list(self._results):
+            if len(known) == len(key) and all(_same(a, b) for a, b in zip(known, key, strict=True)):
+                return (value,)
+        return None
+
 
 def _same(a: Any, b: Any) -> bool:
     return a is b or (isinstance(a, (str, int, float, tuple, type(None))) and type(a) is type(b) and a == b)
+
+
+def _question(state: State) -> tuple:
+    """What the scores of a state depend on."""
+    return "scores", state.scene, tuple(p.text for p in state.prompts), state.negatives, state.field
 
 
 @dataclass(frozen=True)
@@ -81,18 +100,29 @@ class Insight:
         """
         if not state.prompts:
             return None
-        phrases = tuple(p.text for p in state.prompts)
-
-        def ask() -> tuple[text.TextQuery, Tensor]:
-            query = text.ask(state.scene, phrases, state.field or None, state.negatives, compete=len(phrases) > 1)
-            return query, query.gaussians(state.scene)
-
-        query, values = self._memo(ask, "scores", state.scene, phrases, state.negatives, state.field)
+        query, values = self._memo(lambda: self._ask(state), *_question(state))
         masks = self._memo(lambda: query.masks(values, state.threshold), "masks", values, state.threshold)
         return Scores(query, values, masks)
 
+    def known_scores(self, state: State) -> Scores | None:
+        """What `scores` has found already; never waits for it."""
+        found = self._memo.known(*_question(state)) if state.prompts else None
+        masks = None if found is None else self._memo.known("masks", found[1], state.threshold)
+        return None if found is None or masks is None else Scores(found[0], found[1], masks)
+
+    @staticmethod
+    def _ask(state: State) -> tuple[text.TextQuery, Tensor]:
+        phrases = [p.text for p in state.prompts]
+        query = text.ask(state.scene, phrases, state.field or None, state.negatives, compete=len(phrases) > 1)
+        return query, query.gaussians(state.scene)
+
     def instances(self, scene: Scene) -> instances.Instances:
+        """All objects; looked for when first asked."""
         return self._memo(lambda: instances.find(scene), "instances", scene)
+
+    def known_instances(self, scene: Scene) -> instances.Instances | None:
+        """What `instances` has found already; never waits for it."""
+        return self._memo.known("instances", scene)
 
     def overlay(self, state: State, look: Look) -> Overlay:
         """What the document adds to a look: selections, and the values of its kind.
