@@ -4,6 +4,7 @@ One call has the same meaning on every backend (a module of this folder):
 
 - ``reference``: tiled pure torch, float32 or float64; the truth every other backend is tested against.
 - ``cpu``: the native engine, float32.
+- ``cuda``: the same for NVIDIA GPUs, float32, its kernels compiled when first used.
 - ``gsplat``: adapter to the gsplat package, for parity checks on a GPU.
 
 The meaning: project each Gaussian by the local affine approximation (Zwicker et al. 2001), add ``eps2d`` to the
@@ -23,8 +24,10 @@ from featuresplat import registry
 from featuresplat.errors import FeaturesplatError
 from featuresplat.raster._inputs import (
     GeometryGrad,
+    Precision,
     RasterInputs,
     RasterSettings,
+    check_cameras,
     check_inputs,
     is_numpy_call,
     to_tensor,
@@ -105,6 +108,14 @@ def backend_for(means: Tensor, name: str | None = None) -> Any:
     raise FeaturesplatError("no rasterizer backend can run here", "Run 'featuresplat doctor'.")
 
 
+def _backend(inputs: RasterInputs, name: str | None) -> Any:
+    """The backend for a call, cameras checked: by the backend itself where it can do so without waiting."""
+    module = backend_for(inputs.means, name)
+    if not getattr(module, "CHECKS_CAMERAS", False):
+        check_cameras(inputs)
+    return module
+
+
 def rasterize(
     means,
     quats,
@@ -122,6 +133,7 @@ def rasterize(
     geometry_grad: GeometryGrad = "full",
     absgrad: bool = False,
     settings: RasterSettings | None = None,
+    precision: Precision | None = None,
     backend: str | None = None,
 ) -> RenderOutput:
     """Render Gaussians into C cameras: colour, features, alpha and depth in one differentiable pass.
@@ -146,6 +158,9 @@ def rasterize(
             ``"rgb"`` all but the features (Feature 3DGS), ``"none"`` nothing.
         absgrad: fill ``out.meta.means2d_grad`` and ``.means2d_absgrad`` during backward.
         settings: constants of the operator.
+        precision: of many feature channels on a GPU. ``"fp32"`` is within 2e-5 of the image's maximum, ``"fp16"`` within
+            1e-3 and faster; gradients are float32 either way. Default: the environment variable
+            ``FEATURESPLAT_PRECISION``, else ``"fp32"``. The CPU always computes in float32.
         backend: name of a backend; default: the fastest for the tensors' device and dtype.
 
     NumPy arrays are accepted and then returned (no gradients).
@@ -175,8 +190,9 @@ def rasterize(
         geometry_grad=geometry_grad,
         absgrad=absgrad,
         settings=settings,
+        precision=precision,
     )
-    out = backend_for(inputs.means, backend).rasterize(inputs)
+    out = _backend(inputs, backend).rasterize(inputs)
     return _numpy_output(out) if as_numpy else out
 
 
@@ -212,7 +228,7 @@ def lift(
     if power not in (1, 2):
         raise FeaturesplatError(f"power: expected 1 or 2, got {power}", "1 is the mean, 2 squares the weights.")
     with torch.no_grad():
-        result = backend_for(inputs.means, backend).lift(inputs, maps_t, power)
+        result = _backend(inputs, backend).lift(inputs, maps_t, power)
     return tuple(t.numpy() for t in result) if as_numpy else result  # pyright: ignore[reportReturnType]
 
 
@@ -223,7 +239,7 @@ def weight_matrix(
     """The blending weights of each camera as sparse matrices; see `WeightMatrix`. No gradients."""
     inputs = check_inputs(means, quats, scales, opacities, None, viewmats, Ks, width, height, settings=settings)
     with torch.no_grad():
-        return backend_for(inputs.means, backend).weight_matrix(inputs)
+        return _backend(inputs, backend).weight_matrix(inputs)
 
 
 def topk(
@@ -239,7 +255,7 @@ def topk(
     if k < 1:
         raise FeaturesplatError(f"k: expected at least 1, got {k}", "Ask for one or more Gaussians per pixel.")
     with torch.no_grad():
-        return backend_for(inputs.means, backend).topk(inputs, k)
+        return _backend(inputs, backend).topk(inputs, k)
 
 
 def contributions(
@@ -249,7 +265,7 @@ def contributions(
     """How much each Gaussian shows in each camera; see `Contributions`. No gradients."""
     inputs = check_inputs(means, quats, scales, opacities, None, viewmats, Ks, width, height, settings=settings)
     with torch.no_grad():
-        return backend_for(inputs.means, backend).contributions(inputs)
+        return _backend(inputs, backend).contributions(inputs)
 
 
 def _numpy_output(out: RenderOutput) -> RenderOutput:

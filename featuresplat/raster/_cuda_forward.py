@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from featuresplat.raster import _cuda_options as options
-from featuresplat.raster._cuda_frame import Frame, blocks, make_frame, settle
+from featuresplat.raster._cuda_frame import Frame, blocks, launch, make_frame, settle
 from featuresplat.raster._inputs import RasterInputs
 from featuresplat.types import RasterMeta
 
@@ -45,11 +45,14 @@ def empty_meta(inputs: RasterInputs) -> RasterMeta:
 
 
 def unhealthy_rows(inputs: RasterInputs) -> Tensor | None:
-    """[N] uint8, 1 for Gaussians with a feature that is not finite; None without features."""
+    """[N] uint8, not 0 for Gaussians with a feature that is not finite; None without features."""
     rows = inputs.features
     if rows is None or rows.numel() == 0:
         return None
-    return (~torch.isfinite(rows).all(1)).to(torch.uint8)
+    out = torch.empty(len(rows), dtype=torch.uint8, device=rows.device)
+    values = {"rows": rows, "out": out, "n": len(rows), "dim": rows.shape[1]}
+    launch(rows.device, "check_rows", "check.cu", "CheckArgs", blocks(len(rows), 8), 256, values)
+    return out
 
 
 def render(inputs: RasterInputs, keep: bool) -> Rendered:
@@ -64,7 +67,7 @@ def render(inputs: RasterInputs, keep: bool) -> Rendered:
     if inputs.features is not None:
         features = frame.empty("the feature image", (*shape, inputs.features.shape[1]))
     out = Rendered(rgb, features, alpha, depth, meta, frame, stops)
-    scale = options.half_scale(inputs.features) if options.precision() == "fp16" else None
+    scale = options.half_scale(inputs.features) if inputs.precision == "fp16" else None
     blend(inputs, out, scale)
     if settle(frame, state):
         blend(inputs, out, scale)

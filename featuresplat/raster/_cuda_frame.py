@@ -15,7 +15,7 @@ from torch import Tensor
 from featuresplat.errors import FeaturesplatError
 from featuresplat.raster import _nvrtc
 from featuresplat.raster._cuda_args import arguments
-from featuresplat.raster._inputs import RasterInputs
+from featuresplat.raster._inputs import RasterInputs, check_cameras
 from featuresplat.types import RasterMeta
 
 TILE = 16
@@ -100,6 +100,11 @@ def check_tensors(inputs: RasterInputs) -> None:
         raise FeaturesplatError("too many cameras or Gaussians for one call", "Give fewer cameras a call.")
 
 
+def launch(device: torch.device, kernel: str, file: str, args: str, grid, block: int, values: dict) -> None:
+    """Queue a kernel that takes one structure."""
+    _nvrtc.launcher(device).launch(kernel, grid, block, 0, arguments(file, args, values))
+
+
 def blocks(count: int, size: int) -> int:
     return -(-count // size)
 
@@ -123,6 +128,7 @@ def make_frame(inputs: RasterInputs, meta: RasterMeta, excluded: Tensor | None) 
         torch.empty(total, **ints), torch.empty(total, **longs), none, none, none, none, none, 0,
     )  # fmt: skip
     if total == 0:
+        check_cameras(inputs)
         frame.offsets = torch.zeros(frame.all_tiles + 1, **ints)
         return frame, None
     keys = torch.empty(c, n, **ints)
@@ -170,8 +176,7 @@ def _found(state: Any) -> int:
     Raises:
         FeaturesplatError: a camera is not finite, or there are too many pairs.
     """
-    pairs, bad_camera = pending_values = state[0].wait().tolist()
-    del pending_values
+    pairs, bad_camera = state[0].wait().tolist()
     if bad_camera:
         raise FeaturesplatError("viewmats, Ks: a camera holds NaN or infinity", "Drop that camera or mend its pose.")
     if pairs >= 2**31:

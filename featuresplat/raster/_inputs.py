@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from featuresplat.errors import FeaturesplatError
 
 GeometryGrad = Literal["full", "rgb", "none"]
+Precision = Literal["fp32", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class RasterInputs:
     """Checked inputs of one call: all tensors on one device, of one floating dtype. Shapes as in `rasterize`.
 
     ``colors`` is [N, 3], [C, N, 3] or, when ``sh_degree`` is not None, [N, K, 3]; or None.
-    ``backgrounds`` is [C, 3] or None. ``viewmats`` [C, 4, 4], ``Ks`` [C, 3, 3].
+    ``backgrounds`` is [C, 3] or None. ``viewmats`` [C, 4, 4], ``Ks`` [C, 3, 3]. ``precision`` is of the products of
+    weights and features, for backends that have a choice.
     """
 
     means: Tensor
@@ -61,6 +64,7 @@ class RasterInputs:
     geometry_grad: GeometryGrad = "full"
     absgrad: bool = False
     settings: RasterSettings = RasterSettings()
+    precision: Precision = "fp32"
 
     def replace(self, **changes) -> RasterInputs:
         return replace(self, **changes)
@@ -122,8 +126,9 @@ def check_inputs(
     geometry_grad: GeometryGrad = "full",
     absgrad: bool = False,
     settings: RasterSettings | None = None,
+    precision: Precision | None = None,
 ) -> RasterInputs:
-    """Validate shapes, dtypes, devices and cameras, and pack them.
+    """Validate shapes, dtypes and devices, and pack them. What cameras hold is for `check_cameras`.
 
     Raises:
         FeaturesplatError: naming the argument, what was expected and what came.
@@ -146,8 +151,6 @@ def check_inputs(
     _expect("viewmats", checked["viewmats"], (-1, 4, 4))
     c = len(checked["viewmats"])
     _expect("Ks", checked["Ks"], (c, 3, 3))
-    if not (torch.isfinite(checked["viewmats"]).all() and torch.isfinite(checked["Ks"]).all()):
-        raise FeaturesplatError("viewmats, Ks: a camera holds NaN or infinity", "Drop that camera or mend its pose.")
     colors = to_tensor("colors", colors, means)
     if colors is not None and sh_degree is None:
         _expect("colors", colors, (n, 3), (c, n, 3))
@@ -171,6 +174,9 @@ def check_inputs(
         raise FeaturesplatError(f"width, height: expected positive, got {width} x {height}", "Give the image size.")
     if geometry_grad not in ("full", "rgb", "none"):
         raise FeaturesplatError(f"geometry_grad: got '{geometry_grad}'", "Use 'full', 'rgb' or 'none'.")
+    precision = precision or os.environ.get("FEATURESPLAT_PRECISION") or "fp32"  # pyright: ignore
+    if precision not in ("fp32", "fp16"):
+        raise FeaturesplatError(f"precision: got '{precision}'", "Use 'fp32' or 'fp16'.")
     return RasterInputs(
         means=means,
         colors=colors,
@@ -182,5 +188,12 @@ def check_inputs(
         geometry_grad=geometry_grad,
         absgrad=absgrad,
         settings=settings or RasterSettings(),
+        precision=precision,
         **checked,
     )
+
+
+def check_cameras(inputs: RasterInputs) -> None:
+    """Raise when a camera is not finite. Looks at values, so on a GPU it waits for all work queued before."""
+    if not (torch.isfinite(inputs.viewmats).all() and torch.isfinite(inputs.Ks).all()):
+        raise FeaturesplatError("viewmats, Ks: a camera holds NaN or infinity", "Drop that camera or mend its pose.")

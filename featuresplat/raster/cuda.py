@@ -16,6 +16,9 @@ from featuresplat.raster._cuda_frame import check_tensors
 from featuresplat.raster._inputs import RasterInputs
 from featuresplat.types import RenderOutput
 
+CHECKS_CAMERAS = True
+"""A camera that is not finite is found on the device and told with the number of pairs."""
+
 _TENSORS = ("means", "quats", "scales", "opacities", "colors", "features", "viewmats", "Ks", "backgrounds")
 
 
