@@ -158,8 +158,8 @@ def rasterize(
             ``"rgb"`` all but the features (Feature 3DGS), ``"none"`` nothing.
         absgrad: fill ``out.meta.means2d_grad`` and ``.means2d_absgrad`` during backward.
         settings: constants of the operator.
-        precision: of many feature channels on a GPU. ``"fp32"`` is within 2e-5 of the image's maximum, ``"fp16"`` within
-            1e-3 and faster; gradients are float32 either way. Default: the environment variable
+        precision: of many feature channels on a GPU. ``"fp32"`` is within 2e-5 of the image's maximum, ``"fp16"`` is
+            faster and within 1e-3; gradients are float32 either way. Default: the environment variable
             ``FEATURESPLAT_PRECISION``, else ``"fp32"``. The CPU always computes in float32.
         backend: name of a backend; default: the fastest for the tensors' device and dtype.
 
