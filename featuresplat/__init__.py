@@ -22,6 +22,7 @@ _HOMES = {
     "rasterize": "raster",
     "topk": "raster",
     "train": "trainer",
+    "view": "viewer",
     "weight_matrix": "raster",
 }
 
@@ -54,3 +55,4 @@ if TYPE_CHECKING:
     from featuresplat.types import PointCloud as PointCloud
     from featuresplat.types import RasterMeta as RasterMeta
     from featuresplat.types import RenderOutput as RenderOutput
+    from featuresplat.viewer import view as view  # pyright: ignore[reportMissingImports]

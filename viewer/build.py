@@ -392,6 +392,17 @@ _PARTS: dict[type, type[_Part]] = {
 }
 
 
+def known_icon(name: str) -> Any:
+    """The icon's name where viser has it, else None: a panel from outside may know others."""
+    from viser._icons import svg_from_icon
+
+    try:
+        svg_from_icon(name)  # pyright: ignore[reportArgumentType]
+    except KeyError:
+        return None
+    return name
+
+
 def paragraph(text: str, strong: bool = False) -> str:
     """Plain text as HTML: nothing in it is markup."""
     words = html.escape(text).replace("\n", "<br>")

@@ -95,6 +95,10 @@ class Live:
             self._closed = True
             self._condition.notify_all()
 
+    def finish(self) -> None:
+        """All steps are done, and the scene is written."""
+        self.finished = True
+
     # In the training's thread
 
     def watch(self, trainer: Trainer) -> None:

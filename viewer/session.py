@@ -16,7 +16,7 @@ from featuresplat.prompts.selection import Selection
 from featuresplat.scene import Scene
 from featuresplat.types import Cameras
 
-from .build import Built
+from .build import Built, known_icon
 from .cameras import Pose, fitting_fov, wxyz_of
 from .canvas import Canvas
 from .document import State
@@ -242,10 +242,13 @@ class Session:
         self.app.welcome(self)
         tabs = self.client.gui.add_tab_group()
         for panel in panels_of(self.app):
-            with tabs.add_tab(panel.title, icon=panel.icon or None):
-                self._panels.append(Built(self, self.client.gui, panel.controls))
-            if panel.opened is not None:
-                panel.opened(self)
+            try:
+                with tabs.add_tab(panel.title, icon=known_icon(panel.icon)):
+                    self._panels.append(Built(self, self.client.gui, panel.controls))
+                if panel.opened is not None:
+                    panel.opened(self)
+            except Exception:
+                log.exception("the panel %s cannot be shown", panel.title)
         self.client.camera.on_update(self._camera_moved)
         self.pointer.bind_commands()
 

@@ -42,3 +42,10 @@ def summary(run: Path) -> None:
     print(f"splats  {run / 'gaussians.ply'}")
     if (run / "report.html").is_file():
         print(f"open    {(run / 'report.html').resolve().as_uri()}")
+
+
+def interactive() -> bool:
+    """Somebody sits at a terminal: it makes sense to wait for a Ctrl-C."""
+    import sys
+
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()

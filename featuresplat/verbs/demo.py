@@ -1,16 +1,17 @@
-"""Train the demo scene."""
+"""Train the demo scene and look at it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from featuresplat.verbs._shared import summary
+from featuresplat.verbs._shared import interactive, summary
 
 ORDER = 90
 
 
 def run(out: Path = Path("runs/demo"), config: str | None = None, data: Path | None = None) -> None:
-    """Train the small demo scene, measure it and write its report. An earlier demo run is replaced.
+    """Train the small demo scene, measure it and write its report; then, in a terminal, serve the viewer until Ctrl-C.
+    An earlier demo run is replaced.
 
     Args:
         out: Run folder.
@@ -21,3 +22,7 @@ def run(out: Path = Path("runs/demo"), config: str | None = None, data: Path | N
 
     finished = run_demo(out, config, data)
     summary(finished)
+    if interactive():
+        from featuresplat.viewer import view  # pyright: ignore[reportMissingImports]
+
+        view(finished)

@@ -11,7 +11,7 @@ import tyro
 from featuresplat.config import TrainConfig, load_config
 from featuresplat.config_fields import FieldConfig
 from featuresplat.errors import FeaturesplatError
-from featuresplat.verbs._shared import Flag, given, summary
+from featuresplat.verbs._shared import Flag, given, interactive, summary
 
 ORDER = 10
 
@@ -32,6 +32,10 @@ class TrainArgs:
     """Short for --field.lift: mean, squared, centre, robust or cg."""
     baseline: str | None = None
     """Short for --mode: train this mode in place of the preset's, e.g. hexplane."""
+    view: Flag = False
+    """Watch in the browser: pause, step, edit in the pause. The viewer stays until Ctrl-C."""
+    port: int = 8080
+    """Of --view, or the next one that is free."""
     quiet: Flag = False
     """No progress bar and no summary."""
     settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
@@ -56,11 +60,29 @@ def main(argv: list[str]) -> None:
         raise FeaturesplatError(f"{source}: there is no such folder or video.", "Check the path.")
     if config.out is None:
         config = replace(config, out=Path("runs") / (source.resolve().stem or "scene"))
+    if args.view:
+        _watch(source, config, args)
+        return
     from featuresplat import trainer
 
     trainer.train(source, config, progress=not args.quiet)
     if not args.quiet and config.out is not None:
         summary(config.out)
+
+
+def _watch(source: Path, config: TrainConfig, args: TrainArgs) -> None:
+    """Train while browsers look on; afterwards serve until Ctrl-C where somebody sits at a terminal."""
+    from featuresplat.viewer.watching import train_and_watch  # pyright: ignore[reportMissingImports]
+
+    app = train_and_watch(source, config, port=args.port, progress=not args.quiet)
+    try:
+        if not args.quiet and config.out is not None:
+            summary(config.out)
+        if interactive():
+            print("The viewer stays; Ctrl-C ends it.", flush=True)
+            app.wait()
+    finally:
+        app.stop()
 
 
 def preset_of(argv: list[str]) -> TrainConfig:

@@ -45,7 +45,7 @@ def panel(app: Any) -> Panel:
             ]),
             Group("Objects", [
                 Note("All objects at once, where the scene's field or its shapes tell them apart."),
-                Button("Find all objects", find, icon="cube-3d-sphere"),
+                Button("Find all objects", find, icon="cube"),
                 Choice("Select", _objects, get=lambda s: OBJECT, set=_object, when=lambda s: len(_objects(s)) > 1),
             ], open=False),
         ],
