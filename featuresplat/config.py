@@ -62,6 +62,9 @@ class ModelConfig:
     """Opacity at the start."""
     init_scale: float = 1.0
     """Initial standard deviation as a multiple of the mean distance to the three nearest neighbours."""
+    max_scale: float = 1.0
+    """Greatest standard deviation as a share of the distance to the nearest training camera: what reaches around a
+    camera explains its image from too near and is haze in every other view. 0 sets no limit."""
     budget: int = 100_000
     """The number of Gaussians that densification may reach."""
     antialiased: bool = False

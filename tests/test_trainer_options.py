@@ -248,3 +248,18 @@ def test_peak_memory_stays_within_the_plan(tiny, tmp_path):
     peak, planned, count = map(int, done.stdout.split()[-3:])
     assert count == 40_000
     assert 0 < peak <= planned
+
+
+def test_no_gaussian_reaches_around_a_camera(tiny, tmp_path):
+    config = tiny_config(tmp_path / "run", steps=21)
+    config.model.max_scale, config.densify.strategy = 0.05, "none"
+    trainer = trained(tiny, config)
+    params, cameras = trainer.mode.gaussian_params, trainer.mode.inputs.cameras.positions.float()
+    nearest = torch.cdist(params["means"].detach(), cameras).amin(1)
+    # The last look was at the last step, so the limit holds to rounding.
+    assert (params["log_scales"].detach().exp().amax(1) <= 0.05 * nearest * (1 + 1e-5)).all()
+    config = tiny_config(tmp_path / "free", steps=21)
+    config.model.max_scale, config.densify.strategy = 0.0, "none"
+    free = trained(tiny, config).mode.gaussian_params
+    nearest = torch.cdist(free["means"].detach(), cameras).amin(1)
+    assert (free["log_scales"].detach().exp().amax(1) > 0.05 * nearest).any()

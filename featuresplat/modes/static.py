@@ -15,6 +15,10 @@ from featuresplat.points import gaussians_from_points
 from featuresplat.types import Cameras, Gaussians, PointCloud, RenderOutput
 
 
+LIMIT_EVERY = 20
+"""Steps between two looks at the scales."""
+
+
 class Mode(modes.Mode):
     """The parameters of a static scene in the training frame."""
 
@@ -22,7 +26,7 @@ class Mode(modes.Mode):
         """Start from the points, or at random in front of the cameras."""
         super().__init__(inputs)
         model = inputs.config.model
-        start = _start_points(inputs.config, inputs.cameras, inputs.points)
+        start = start_points(inputs.config, inputs.cameras, inputs.points)
         gaussians = gaussians_from_points(start, model.sh_degree, model.init_opacity, scale=model.init_scale)
         self.gaussian_params = {k: Parameter(v.to(inputs.device)) for k, v in gaussians.tensors().items()}
 
@@ -38,6 +42,19 @@ class Mode(modes.Mode):
         }
         return [{"name": k, "params": [p], "lr": lrs[k]} for k, p in self.gaussian_params.items()]
 
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
+        if self.config.model.max_scale > 0 and step % LIMIT_EVERY == 0:
+            self._limit_scales()
+
+    @torch.no_grad()
+    def _limit_scales(self) -> None:
+        """Hold every scale below its share of the distance to the nearest training camera."""
+        means, cameras = self.gaussian_params["means"], self.inputs.cameras.positions.to(self.inputs.device).float()
+        nearest = torch.cat([torch.cdist(rows, cameras).amin(1) for rows in means.split(1 << 16)])
+        limit = (self.config.model.max_scale * nearest.clamp_min(1e-6)).log()
+        scales = self.gaussian_params["log_scales"]
+        scales.copy_(torch.minimum(scales, limit[:, None]))
+
     def at(self, time: float | None = None) -> Gaussians:
         return Gaussians(**self.gaussian_params)
 
@@ -50,7 +67,7 @@ class Mode(modes.Mode):
         return terms
 
 
-def _start_points(config: TrainConfig, cameras: Cameras, points: PointCloud | None) -> PointCloud:
+def start_points(config: TrainConfig, cameras: Cameras, points: PointCloud | None) -> PointCloud:
     """The points to start from, at most the budget."""
     init, generator = config.model.init, torch.Generator().manual_seed(config.seed)
     if init == "points" and (points is None or not len(points)):
