@@ -1,16 +1,20 @@
-"""What the training loop leans on: its folder, its device, Ctrl-C, and the optimiser's moments in checkpoints."""
+"""What the training loop leans on: its folder, device, Ctrl-C, the optimiser's moments in checkpoints, the field."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from featuresplat.config import TrainConfig
+from featuresplat.datasets import Dataset
 from featuresplat.errors import FeaturesplatError
+from featuresplat.scene import Scene
+from featuresplat.trainlog import progress_bar
 
 CHECKPOINTS = "checkpoints"
 
@@ -64,3 +68,26 @@ def restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, dict[str,
         if group["name"] in saved:
             p = group["params"][0]
             optimizer.state[p] = {k: v.to(p.device) if k != "step" else v for k, v in saved[group["name"]].items()}
+
+
+def check_teacher(config: TrainConfig) -> None:
+    """Raise now, not after the geometry, when the field that is asked for cannot be made."""
+    if config.teacher.name:
+        from featuresplat import teachers
+        from featuresplat.fields import distill
+
+        names = distill.teacher_names(config.teacher)
+        distill.check(names, config.field)
+        for name in names:
+            teachers.make_teacher(name, replace(config.teacher, name=name))
+
+
+def with_field(scene: Scene, dataset: Dataset, config: TrainConfig, device: torch.device, progress: bool) -> Scene:
+    """The trained scene with the field that the configuration asks for."""
+    from featuresplat.fields.distill import distill
+    from featuresplat.fields.maps import silent
+
+    return distill(
+        scene.to(device), dataset, config.teacher, config.field,
+        device=device, seed=config.seed, progress=progress_bar if progress else silent,
+    ).to("cpu")  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ class TrainLog:
             except (ValueError, KeyError):
                 continue
         self.path.write_text("".join(rows) if start else "", encoding="utf-8")
+
+
+def progress_bar(numbers: Iterable[int], word: str) -> Iterable[int]:
+    """A bar on standard error that goes away when the loop ends."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(numbers, description=word, console=Console(stderr=True), transient=True)
 
 
 def _bar(steps: int, start: int):

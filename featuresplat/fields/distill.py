@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,14 +61,31 @@ def distill(
     names = teacher_names(teacher)
     check(names, config)
     began = time.perf_counter()
-    loaded: list[Teacher] = [teachers.make_teacher(n, replace(teacher, name=n), device) for n in names]
-    maps = [maps_of(scene, dataset, t, config, progress) for t in loaded]
-    made = make_fields(scene, maps, loaded, config, seed=seed, progress=progress)
+    with _few_threads(scene.gaussians.means.device):
+        made = _made(scene, dataset, teacher, names, config, device, seed, progress)
     seconds = round(time.perf_counter() - began, 3)
     for value in made.values():
         value.info["seconds"] = seconds
     kept = {name: value for name, value in scene.fields.items() if name not in made}
     return replace(scene, fields={**kept, **made})
+
+
+def _made(scene, dataset, teacher, names, config, device, seed, progress) -> dict[str, FeatureField]:
+    loaded: list[Teacher] = [teachers.make_teacher(n, replace(teacher, name=n), device) for n in names]
+    maps = [maps_of(scene, dataset, t, config, progress) for t in loaded]
+    return make_fields(scene, maps, loaded, config, seed=seed, progress=progress)
+
+
+@contextmanager
+def _few_threads(device: torch.device) -> Iterator[None]:
+    """torch's threads spin while they wait, and would take the cores from the native engine."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def teacher_names(teacher: TeacherConfig) -> list[str]:
@@ -80,6 +98,11 @@ def teacher_names(teacher: TeacherConfig) -> list[str]:
     if not names:
         raise FeaturesplatError("teacher: expected the name of one, got none.", "Give --teacher offline, clip, sam ...")
     return list(dict.fromkeys(names))
+
+
+def field_names(names: Sequence[str], config: FieldConfig) -> list[str]:
+    """What the fields of these teachers are called in the scene."""
+    return [config.name] if config.name and len(names) == 1 else list(names)
 
 
 def check(names: Sequence[str], config: FieldConfig) -> None:
@@ -145,8 +168,8 @@ def make_fields(
     confidence = torch.stack([one.confidence for one in lifted]).mean(0)
     method = f"lift {config.lift}" + (f", {config.steps} steps of {config.loss}" if config.steps else "")
     made: dict[str, FeatureField] = {}
-    for teacher, decoder in zip(loaded, decoders, strict=True):
-        name = config.name if config.name and len(loaded) == 1 else teacher.name
+    names = field_names([t.name for t in loaded], config)
+    for name, teacher, decoder in zip(names, loaded, decoders, strict=True):
         info: dict[str, Any] = {"teacher": dict(teacher.settings), "method": method}
         value = FeatureField(codes, teacher.name, decoder, confidence, text_table(teacher), info)
         made[name] = codebook(value, config.codebook, seed=seed) if config.codebook else value

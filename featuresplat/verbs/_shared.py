@@ -21,10 +21,9 @@ def given(verb: str, value: str, what: str, example: str) -> Path:
 
 
 def progress(numbers: Iterable[int], word: str) -> Iterable[int]:
-    from rich.console import Console
-    from rich.progress import track
+    from featuresplat.trainlog import progress_bar
 
-    return track(numbers, description=word, console=Console(stderr=True), transient=True)
+    return progress_bar(numbers, word)
 
 
 def summary(run: Path) -> None:
