@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import pytest
+import shim
+import torch
 
 from featuresplat import registry
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cuda_without_a_gpu():
+    """Where there is no GPU, backend ``cuda`` runs its kernels on CPU tensors through the host emulator."""
+    if torch.cuda.is_available() or shim.unavailable():
+        yield
+    else:
+        with shim.stand_in(shim.ShimLauncher()):
+            yield
 
 
 @pytest.fixture(params=[n for n in registry.names("raster") if n != "gsplat"])

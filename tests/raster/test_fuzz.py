@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from contract import device_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +29,7 @@ def need(backend: str) -> str:
     module = registry.load("raster", backend)
     if reason := module.unavailable():
         pytest.skip(f"{backend}: {reason}")
-    return "cpu" if backend in ("cpu", "reference") else "cuda"
+    return device_of(backend)
 
 
 def render(scene, backend, device, sh_degree=None, antialiased=False):
