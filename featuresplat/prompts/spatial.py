@@ -2,6 +2,11 @@
 
 Coordinates are pixels of the camera that is given, centres at +0.5; a camera for another image size is
 ``cameras.resized(width, height)``.
+
+A point is carried into the scene by the depth at which it meets the surface. What it means is looked up among the
+scene's pieces (`pieces`), which need no feature field and no network. Where that leaves it open, because a piece is
+most of the scene or a box cuts through it, the part that hangs together best around the points is found on the graph
+of Gaussians (`regions`). A segmenter (SAM's decoder, `segmenters`) takes the place of both where there is one.
 """
 
 from __future__ import annotations
@@ -10,16 +15,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from featuresplat import raster
+from featuresplat.errors import FeaturesplatError
+from featuresplat.prompts import regions
+from featuresplat.prompts.pieces import Pieces, pieces_of
 from featuresplat.prompts.selection import Selection
-from featuresplat.types import Cameras
+from featuresplat.prompts.surface import smaller, snapshot, splat, surface, unproject
+from featuresplat.types import Cameras, Gaussians
 
 if TYPE_CHECKING:
     from featuresplat.scene import Scene
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels."""
+PIXELS = 120_000
+"""Prompts are looked at in a view of at most about so many pixels."""
+_MOST_OF_SCENE = 0.6  # a piece with more of the surface than this says nothing about a point in it
+_IN_BOX = 0.7  # a piece with at least this share of its pixels in a box is meant by it
+_BOX_FITS = 0.4  # the least overlap of a box with the outline of what it means
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,23 @@ class Prompted:
     scores: Tensor
     points: Tensor
     masks: Callable[[Cameras], Tensor]
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A prompt in the pixels of ``camera``, and what that camera sees."""
+
+    camera: Cameras
+    points: list[tuple[float, float]]
+    labels: list[int]
+    box: Box | None
+    depth: np.ndarray
+    places: np.ndarray  # [H, W, 3] the surface
+
+    def at(self, label: int) -> np.ndarray:
+        """float64 [K, 3] places of the points of one label."""
+        chosen = [(int(y), int(x)) for (x, y), given in zip(self.points, self.labels, strict=True) if given == label]
+        return np.array([self.places[c] for c in chosen]).reshape(-1, 3)
 
 
 def select_points(
@@ -65,7 +99,14 @@ def select_points(
         FeaturesplatError: no prompt, a point outside the image or where the scene is empty, an empty box, labels
             that do not fit the points.
     """
-    raise NotImplementedError
+    gaussians = snapshot(scene, camera)
+    prompt = _looked_at(gaussians, scene, camera, points, labels, box)
+    pieces = pieces_of(scene, gaussians)
+    scores = _by_pieces(scene, gaussians, prompt, pieces)
+    if scores is None:
+        scores = _by_region(scene, gaussians, prompt)
+    selection = Selection(scores > 0.5).cleanup(scene)
+    return _prompted(scene, selection, scores, prompt.at(1))
 
 
 def brush(scene: Scene, camera: Cameras, mask: Tensor) -> Prompted:
@@ -74,12 +115,34 @@ def brush(scene: Scene, camera: Cameras, mask: Tensor) -> Prompted:
     Raises:
         FeaturesplatError: a mask of another size, or an empty one.
     """
-    raise NotImplementedError
+    camera = _one(camera)
+    if tuple(mask.shape) != (camera.height, camera.width):
+        got = f"{tuple(mask.shape)}, the view {(camera.height, camera.width)}"
+        raise FeaturesplatError(f"brush: the mask is of size {got}", "Paint in the pixels of the view.")
+    if not bool(mask.any()):
+        raise FeaturesplatError("brush: the mask is empty", "Paint over what is to be selected.")
+    gaussians = snapshot(scene, camera)
+    view = smaller(camera, PIXELS)
+    small = torch.nn.functional.interpolate(mask[None, None].float(), (view.height, view.width), mode="area")[0, 0]
+    scores = _under(gaussians, scene, view, small.to(gaussians.means.device))
+    seen = surface(gaussians, view, scene.raster_settings())
+    places = unproject(seen.depth, view)[(small.cpu().numpy() > 0.5) & (seen.ids >= 0)]
+    selection = Selection(scores > 0.5)
+    if selection.count == 0:
+        raise FeaturesplatError("brush: the scene is empty there", "Paint where something is to be seen.")
+    return _prompted(scene, selection, scores, places.mean(0, keepdims=True) if len(places) else places)
 
 
 def mask_of(scene: Scene, camera: Cameras, selection: Selection | Tensor) -> Tensor:
     """bool [H, W]: where a selection, or scores [N], makes up at least half of what one camera sees."""
-    raise NotImplementedError
+    camera = _one(camera)
+    values = selection.mask if isinstance(selection, Selection) else selection
+    gaussians = snapshot(scene, camera)
+    if len(values) != len(gaussians):
+        got = f"{len(values)} Gaussians, the scene {len(gaussians)}"
+        raise FeaturesplatError(f"selection: is of {got}", "Select again on this scene.")
+    seen = splat(gaussians, camera, values.to(gaussians.means)[:, None], scene.raster_settings())
+    return (seen[..., 0] >= 0.5 * seen[..., 1]) & (seen[..., 1] > 0.1)
 
 
 def pick(scene: Scene, camera: Cameras, x: float, y: float) -> Tensor:
@@ -88,4 +151,199 @@ def pick(scene: Scene, camera: Cameras, x: float, y: float) -> Tensor:
     Raises:
         FeaturesplatError: the pixel is outside the image, or nothing is there.
     """
-    raise NotImplementedError
+    prompt = _looked_at(snapshot(scene, camera), scene, camera, [(x, y)], None, None)
+    return torch.from_numpy(prompt.at(1)[0]).to(scene.gaussians.means)
+
+
+def _prompted(scene: Scene, selection: Selection, scores: Tensor, places: np.ndarray) -> Prompted:
+    points = torch.from_numpy(places).to(scene.gaussians.means)
+    return Prompted(selection, scores, points, lambda camera: mask_of(scene, camera, selection))
+
+
+def _one(camera: Cameras) -> Cameras:
+    if len(camera) != 1:
+        raise FeaturesplatError(f"camera: expected one, got {len(camera)}", "Index one first: cameras[i].")
+    return camera
+
+
+def _looked_at(
+    gaussians: Gaussians,
+    scene: Scene,
+    camera: Cameras,
+    points: Sequence[Sequence[float]],
+    labels: Sequence[int] | None,
+    box: Box | None,
+) -> _Prompt:
+    """The prompt, checked, in the pixels of a view of moderate size."""
+    camera = _one(camera)
+    width, height = camera.width, camera.height
+    given = [(float(p[0]), float(p[1])) for p in points]
+    kinds = [1] * len(given) if labels is None else [int(k) for k in labels]
+    if len(kinds) != len(given) or any(k not in (0, 1) for k in kinds):
+        raise FeaturesplatError(
+            f"labels: expected 0 or 1 for each of {len(given)} points, got {kinds}", "1 = on the object, 0 = not."
+        )
+    for x, y in given:
+        if not (0 <= x < width and 0 <= y < height):
+            raise FeaturesplatError(
+                f"point: ({x:g}, {y:g}) is outside the image of {width} x {height} pixels",
+                "Give pixels of the photograph, x to the right and y down.",
+            )
+    if box is not None:
+        box = _checked_box(box, width, height)
+    if box is None and 1 not in kinds:
+        raise FeaturesplatError("prompt: no point on the object and no box", "Give one or the other.")
+    view = smaller(camera, PIXELS)
+    sx, sy = view.width / width, view.height / height
+    seen = surface(gaussians, view, scene.raster_settings())
+    depth = _filled(seen.depth, seen.weight)
+    scaled = [(min(x * sx, view.width - 1e-6), min(y * sy, view.height - 1e-6)) for x, y in given]
+    for (x, y), (px, py) in zip(scaled, given, strict=True):
+        if depth[int(y), int(x)] <= 0:
+            raise FeaturesplatError(f"point: the scene is empty at ({px:g}, {py:g})", "Point at something.")
+    small = None if box is None else (box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy)
+    return _Prompt(view, scaled, kinds, small, depth, unproject(depth, view))
+
+
+def _filled(depth: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Depth, 0 where hardly anything is."""
+    return np.where(weight > 0.1, depth, 0.0)
+
+
+def _checked_box(box: Sequence[float], width: int, height: int) -> Box:
+    x0, y0, x1, y1 = (float(v) for v in box)
+    x0, x1, y0, y1 = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
+    x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
+    if not (x1 - x0 >= 2 and y1 - y0 >= 2):
+        raise FeaturesplatError(
+            f"box: {tuple(float(v) for v in box)} covers nothing of the image of {width} x {height} pixels",
+            "Give two opposite corners: x0 y0 x1 y1.",
+        )
+    return x0, y0, x1, y1
+
+
+def _by_pieces(scene: Scene, gaussians: Gaussians, prompt: _Prompt, pieces: Pieces) -> Tensor | None:
+    """[N] scores by the scene's pieces; None where these leave it open."""
+    count = pieces.scores.shape[1]
+    onehot = torch.nn.functional.one_hot(pieces.ids, count).float()
+    shown = splat(gaussians, prompt.camera, onehot, scene.raster_settings())[..., :-1].argmax(-1).cpu().numpy()
+    wanted, unwanted = ({_around(shown, p, count) for p in _of(prompt, label)} for label in (1, 0))
+    total = int(pieces.sizes.sum())
+    rest = count - 1
+
+    def says_something(k: int) -> bool:
+        return (k != rest and int(pieces.sizes[k]) < _MOST_OF_SCENE * total) or (k == 0 and pieces.found)
+
+    if prompt.box is not None:
+        boxed = _in_box(shown, prompt.box, count, rest)
+        if boxed is None:
+            return None
+        chosen = (boxed | wanted) - unwanted
+    else:
+        chosen = wanted
+    if not chosen or chosen & unwanted or not all(says_something(k) for k in chosen):
+        return None
+    inside = torch.zeros(count, dtype=torch.bool, device=pieces.scores.device)
+    inside[list(chosen)] = True
+    mine = pieces.scores[:, inside].amax(1)
+    others = pieces.scores[:, ~inside].amax(1) if bool((~inside).any()) else torch.zeros_like(mine)
+    return mine / (mine + others).clamp_min(1e-12)
+
+
+def _of(prompt: _Prompt, label: int) -> list[tuple[float, float]]:
+    return [p for p, given in zip(prompt.points, prompt.labels, strict=True) if given == label]
+
+
+def _around(shown: np.ndarray, point: tuple[float, float], count: int) -> int:
+    """The piece that most of the 3 x 3 pixels around a point show."""
+    x, y = int(point[0]), int(point[1])
+    patch = shown[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
+    votes = np.bincount(patch.ravel(), minlength=count)
+    votes[shown[y, x]] += 2
+    return int(votes.argmax())
+
+
+def _in_box(shown: np.ndarray, box: Box, count: int, rest: int) -> set[int] | None:
+    """The pieces that a box means: what lies in it, or the one piece that fills it; None where it fits neither."""
+    inside = np.zeros(shown.shape, bool)
+    x0, y0, x1, y1 = (round(v) for v in box)
+    inside[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = True
+    pixels = np.bincount(shown.ravel(), minlength=count)
+    within = np.bincount(shown[inside], minlength=count)
+    large = within >= max(4.0, 0.01 * inside.sum())
+    lying = {int(k) for k in np.flatnonzero(large & (within >= _IN_BOX * pixels)) if k not in (0, rest)}
+    candidates = [lying] if lying else []
+    candidates += [{int(k)} for k in np.flatnonzero(large) if k != rest]
+    best, fit = None, _BOX_FITS
+    for candidate in candidates:
+        overlap = _overlap(np.isin(shown, list(candidate)), inside)
+        if overlap > fit + (0.05 if best else 0.0):
+            best, fit = candidate, overlap
+    return best
+
+
+def _overlap(shape: np.ndarray, inside: np.ndarray) -> float:
+    """Intersection over union of the box around most of a shape with a box."""
+    rows, cols = shape.any(1).nonzero()[0], shape.any(0).nonzero()[0]
+    around = np.zeros_like(inside)
+    around[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1] = True
+    return float((around & inside).sum() / (around | inside).sum())
+
+
+def _by_region(scene: Scene, gaussians: Gaussians, prompt: _Prompt) -> Tensor:
+    """[N] scores by what hangs together on the graph of Gaussians."""
+    means = gaussians.means
+    wanted, unwanted = prompt.at(1), prompt.at(0)
+    outside = None
+    if prompt.box is not None:
+        outside = _outside(gaussians, prompt.camera, prompt.box)
+        if not len(wanted):
+            wanted = _middle(prompt)
+    values = regions.grow(scene, gaussians, wanted, unwanted, outside)
+    return values.to(means.device)
+
+
+def _outside(gaussians: Gaussians, camera: Cameras, box: Box) -> np.ndarray:
+    """bool [N]: not in the box as the camera sees it."""
+    viewmat, K = camera.viewmats[0].to(gaussians.means), camera.Ks[0].to(gaussians.means)
+    local = gaussians.means @ viewmat[:3, :3].T + viewmat[:3, 3]
+    depth = local[:, 2].clamp_min(1e-9)
+    x, y = local[:, 0] / depth * K[0, 0] + K[0, 2], local[:, 1] / depth * K[1, 1] + K[1, 2]
+    inside = (local[:, 2] > 0) & (x >= box[0]) & (x <= box[2]) & (y >= box[1]) & (y <= box[3])
+    return (~inside).cpu().numpy()
+
+
+def _middle(prompt: _Prompt) -> np.ndarray:
+    """[K, 3] places in the middle third of the box, the near ones."""
+    assert prompt.box is not None
+    x0, y0, x1, y1 = prompt.box
+    rows = np.linspace(y0 + (y1 - y0) / 3, y1 - (y1 - y0) / 3, 5).astype(int)
+    cols = np.linspace(x0 + (x1 - x0) / 3, x1 - (x1 - x0) / 3, 5).astype(int)
+    depth = prompt.depth[np.ix_(rows, cols)]
+    if not (depth > 0).any():
+        raise FeaturesplatError("box: the scene is empty there", "Draw it around something.")
+    near = (depth > 0) & (depth <= np.median(depth[depth > 0]))
+    return prompt.places[np.ix_(rows, cols)][near]
+
+
+def _under(gaussians: Gaussians, scene: Scene, view: Cameras, mask: Tensor) -> Tensor:
+    """[N] share of what a view shows of each Gaussian that lies under a mask; 0 for what lies behind the surface."""
+    settings = scene.raster_settings()
+    maps = mask[None, :, :, None].float().contiguous()
+    g = gaussians
+    viewmats, Ks = view.viewmats.to(g.means), view.Ks.to(g.means)
+    sums, weights = raster.lift(
+        g.means, g.quats, g.scales, g.opacities, viewmats, Ks, view.width, view.height, maps, settings=settings
+    )
+    share = sums[:, 0] / weights.clamp_min(1e-9)
+    seen = surface(g, view, settings)
+    local = g.means @ viewmats[0, :3, :3].T + viewmats[0, :3, 3]
+    z = local[:, 2].clamp_min(1e-9)
+    x = (local[:, 0] / z * Ks[0, 0, 0] + Ks[0, 0, 2]).long().clamp(0, view.width - 1)
+    y = (local[:, 1] / z * Ks[0, 1, 1] + Ks[0, 1, 2]).long().clamp(0, view.height - 1)
+    depth = torch.from_numpy(seen.depth).to(g.means)[y, x]
+    at_surface = z <= 1.03 * depth + g.log_scales.amin(1).exp()
+    met = torch.zeros_like(at_surface)
+    met[torch.from_numpy(seen.ids[seen.ids >= 0]).to(met.device)] = True
+    firm = torch.from_numpy(seen.solid).to(met.device)
+    return torch.where((at_surface | met) & firm & (weights > 1e-3), share, 0.0)
