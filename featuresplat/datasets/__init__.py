@@ -89,6 +89,14 @@ class Dataset:
             self, cameras=cameras, train=train, test=test, _views=SmallerViews(self, sizes), _cache=OrderedDict()
         )
 
+    @property
+    def full_sizes(self) -> list[tuple[int, int]]:
+        """(width, height) of the photographs as they lie on disk, before any reduction."""
+        views = self._views
+        while isinstance(views, SmallerViews):
+            views = views.parent._views
+        return [(lens.width, lens.height) for lens in views.lenses]
+
     def view(self, i: int) -> View:
         """Image, alpha and mask at once."""
         return self._view(i)
