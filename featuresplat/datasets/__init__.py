@@ -93,8 +93,8 @@ class Dataset:
     def full_sizes(self) -> list[tuple[int, int]]:
         """(width, height) of the photographs as they lie on disk, before any reduction."""
         views = self._views
-        while isinstance(views, SmallerViews):
-            views = views.parent._views
+        while not isinstance(views, DiskViews):
+            views = getattr(views.parent, "_views", views.parent)
         return [(lens.width, lens.height) for lens in views.lenses]
 
     def view(self, i: int) -> View:
