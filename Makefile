@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint cubins clean
 
 setup: $(VENV)/.ready
 
@@ -21,6 +21,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Every CUDA kernel for every architecture, by NVRTC and without a GPU: registers, spills, shared memory.
+cubins: setup
+	$(BIN)/python scripts/cubins.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
