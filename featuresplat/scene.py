@@ -206,7 +206,7 @@ class Scene:
         if cameras.times is None or not hasattr(registry.load("modes", self.mode), "at"):
             return self._splat(self.gaussians, cameras, request)
         outs = [self._splat(self.at(float(cameras.times[i])), cameras[i], request) for i in range(len(cameras))]
-        return outs[0] if len(outs) == 1 else _joined(outs)
+        return outs[0] if len(outs) == 1 else joined(outs)
 
     def raster_settings(self) -> raster.RasterSettings:
         """The constants that the scene was trained with, in the data's own frame."""
@@ -277,7 +277,7 @@ def _field_rows(scene: Scene, name: str, like: FeatureField) -> FeatureField:
     return replace(like, codes=like.codes.new_zeros(count, like.dim), confidence=like.codes.new_zeros(count))
 
 
-def _joined(outs: list[RenderOutput]) -> RenderOutput:
+def joined(outs: list[RenderOutput]) -> RenderOutput:
     """Outputs of single cameras as one of many."""
 
     def cat(name: str, of: list[Any]) -> Any:
