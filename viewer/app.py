@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -97,6 +98,8 @@ class App:
             import viser
         except ImportError:
             raise FeaturesplatError("viewer: the package viser is not installed.", "pip install 'viser>=1.1'") from None
+        # A browser may leave while something is on its way to it; that is no news.
+        warnings.filterwarnings("ignore", message="Queued a .* on a closed connection")
         gate = Gate(host, token)
         with guarded(gate, LARGEST_MESSAGE):
             server = viser.ViserServer(host=host, port=free_port(host, port), verbose=False)
@@ -115,9 +118,9 @@ class App:
         camera.position, camera.look_at, camera.up, camera.fov = start.position, start.look_at, start.up, start.fov
         camera.near, camera.far = 1e-3 * self.extent, 1e3 * self.extent
         server.gui.configure_theme(
-            dark_mode=True, show_logo=False, show_share_button=False, control_layout="collapsible",
-            control_width="large", brand_color=BRAND,
-        )  # fmt: skip
+            dark_mode=True, show_logo=False, show_share_button=False, control_width="large", brand_color=BRAND
+        )
+        server.gui.main_panel.dock_right()
         server.gui.set_panel_label(self.title)
 
     def stop(self) -> None:

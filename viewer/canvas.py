@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featuresplat.errors import FeaturesplatError
 from featuresplat.types import Cameras
 
 from .cameras import Pose, vertical_fov, warped, wxyz_of
@@ -88,15 +87,14 @@ class Canvas:
             if self.by_browser(look, ticket.full):
                 return self._show_splats(ticket.what, look, state)
             return self._show_picture(ticket, look, state)
-        except FeaturesplatError as error:
-            self._complain(error)
-        except Exception:
+        except Exception as error:
             if not session.closed:
-                raise
+                self._complain(error)
         return False
 
-    def _complain(self, error: FeaturesplatError) -> None:
-        words = f"{error.message} {error.hint}"
+    def _complain(self, error: Exception) -> None:
+        """Say once why this look cannot be shown, and go back to colours."""
+        words = f"{type(error).__name__}: {error}"
         if words != self.problem:
             self.problem = words
             self.session.fail(error)

@@ -12,6 +12,7 @@ import getpass
 import hmac
 import io
 import os
+import re
 import secrets
 import socket
 import threading
@@ -76,6 +77,10 @@ class Gate:
     """
 
     def __init__(self, host: str, token: str | None = None):
+        if token is not None and not re.fullmatch(r"[A-Za-z0-9_.~-]{4,200}", token):
+            raise FeaturesplatError(
+                "token: expected at least 4 letters, digits or one of _ . ~ -", "Leave --token out to get a good one."
+            )
         self.host = host
         self.token = token if is_loopback(host) else (token or secrets.token_urlsafe(16))
         self.installed = False

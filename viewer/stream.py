@@ -60,6 +60,7 @@ class Stream(Generic[T]):
         self._changed = 0.0
         self._moving = False
         self._full_done = True
+        self._drawing = False
         self._closed = False
         self.pace = Pace()
         self.frames = 0
@@ -86,21 +87,22 @@ class Stream(Generic[T]):
     def idle(self) -> bool:
         """Nothing is left to draw."""
         with self._condition:
-            return self._full_done
+            return self._full_done and not self._drawing
 
     def _next(self) -> Ticket[T] | None:
         """Wait for the next ticket; None when closed."""
         with self._condition:
+            self._drawing = False
             while not self._closed:
                 if self._full_done or self._wanted is None:
                     self._condition.wait()
                 elif self._moving:
-                    self._moving = False  # until the next request says so again
+                    self._moving, self._drawing = False, True  # still, until the next request says otherwise
                     return Ticket(self._wanted, self.pace.pixels(), False)
                 else:
                     rest = self._changed + STILL_AFTER - time.monotonic()
                     if rest <= 0 or self.frames == 0:
-                        self._full_done = True
+                        self._full_done = self._drawing = True
                         return Ticket(self._wanted, MOST, True)
                     self._condition.wait(rest)
         return None

@@ -1,0 +1,66 @@
+"""Fixtures of the viewer's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from toy import toy_scene
+from wire import WireBrowser, until
+
+from featuresplat.scene import Scene
+from featuresplat.viewer.app import App
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return toy_scene()
+
+
+@pytest.fixture
+def make_app(tmp_path) -> Iterator[Callable[..., App]]:
+    """Serves a scene on a free port; stopped after the test."""
+    apps: list[App] = []
+
+    def make(scene: Scene | None = None, draw: str = "render", **options) -> App:
+        app = App(scene or toy_scene(), tmp_path / "run")
+        app.splats_while_moving = draw == "splats"
+        app.start(port=0, **options)
+        apps.append(app)
+        return app
+
+    yield make
+    for app in apps:
+        app.stop()
+
+
+@pytest.fixture
+def app(make_app) -> App:
+    return make_app()
+
+
+@pytest.fixture
+def browse(app) -> Iterator[Callable[..., WireBrowser]]:
+    """Opens connections to ``app``; each is ready when it is handed out."""
+    open_: list[WireBrowser] = []
+
+    def connect(to: App | None = None, **options) -> WireBrowser:
+        served = to or app
+        before = {id(s) for s in served.sessions}
+        browser = WireBrowser(served.port, **options)
+        open_.append(browser)
+        browser.session = until(  # pyright: ignore[reportAttributeAccessIssue]
+            lambda: next((s for s in served.sessions if id(s) not in before), None), "the session"
+        )
+        if options.get("acknowledge", True):
+            until(lambda: browser.tabs() and served.settled(), "the first picture")
+        return browser
+
+    yield connect
+    for browser in open_:
+        browser.close()
+
+
+@pytest.fixture
+def browser(browse) -> WireBrowser:
+    return browse()
