@@ -122,10 +122,11 @@ def resized(image: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(planes, (height, width), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
-def fitted(height: int, width: int, longest: int, multiple: int) -> tuple[int, int]:
-    """The size whose longer side is ``longest``, both sides rounded to a ``multiple``, at least one."""
-    scale = longest / max(height, width)
-    return tuple(max(1, round(side * scale / multiple)) * multiple for side in (height, width))  # pyright: ignore
+def fitted(image: Tensor, longest: int, multiple: int) -> tuple[int, int]:
+    """Height and width for an image [H, W, 3]: the longer side ``longest``, both rounded to a ``multiple``."""
+    height, width = image.shape[:2]
+    scale = longest / max(height, width) / multiple
+    return max(1, round(height * scale)) * multiple, max(1, round(width * scale)) * multiple
 
 
 def windows(size: int, window: int, multiple: int) -> list[int]:
