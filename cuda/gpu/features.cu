@@ -38,25 +38,52 @@ FS_DEVICE void store_channels(float* row, int64_t channel, int64_t dim, float4 v
 
 FS_DEVICE float component(const float4& v, int k) { return k == 0 ? v.x : k == 1 ? v.y : k == 2 ? v.z : v.w; }
 
+// Sums of the warp's pixels into the image.
+FS_DEVICE void write_sums(const FeaturesArgs& a, const float (&sums)[2][4 * QUADS][4]) {
+  const int warp = fs_warp(), lane = again(fs_lane()), g = lane >> 2, t = lane & 3;
+  const Place place = place_of(again(blockIdx.x), a.tiles, a.tiles_x);
+  const int x = place.x + patch_x(warp) + g, y0 = place.y + patch_y(warp);
+  const int64_t channel = static_cast<int64_t>(blockIdx.y) * (32 * QUADS) + 8 * t;
+#if HALF
+  const float unscale = a.scale[1];
+#endif
+#pragma unroll
+  for (int y = 0; y < 4; ++y) {
+    if (x >= a.width || y0 + y >= a.height) continue;
+    float* row = a.out + ((static_cast<int64_t>(place.camera) * a.height + y0 + y) * a.width + x) * a.dim;
+#pragma unroll
+    for (int quad = 0; quad < QUADS; ++quad) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int m = y >> 1, at = 2 * (y & 1) + i;
+        float4 v = make_float4(sums[m][4 * quad][at], sums[m][4 * quad + 1][at], sums[m][4 * quad + 2][at],
+                               sums[m][4 * quad + 3][at]);
+#if HALF
+        v.x *= unscale, v.y *= unscale, v.z *= unscale, v.w *= unscale;
+#endif
+        store_channels(row, channel + 32 * quad + 4 * i, a.dim, v);
+      }
+    }
+  }
+}
+
 FS_KERNEL(256, blend_features, const FeaturesArgs a) {
   FS_SHARED(Ring, rings, kPatches);
   const int tile = blockIdx.x, warp = fs_warp(), lane = fs_lane(), g = lane >> 2, t = lane & 3;
   const Place place = place_of(tile, a.tiles, a.tiles_x);
   const uint32_t first = a.offsets[tile];
-  const int count = static_cast<int>(a.offsets[tile + 1] - first);
-  const int64_t channel = static_cast<int64_t>(blockIdx.y) * (32 * QUADS);
+  int channel = static_cast<int>(blockIdx.y) * (32 * QUADS);
   const int x = place.x + patch_x(warp) + g, y0 = place.y + patch_y(warp);
-  const int64_t pixel = (static_cast<int64_t>(place.camera) * a.height + y0) * a.width + x;
-  const float px = patch_x(warp) + g - 7.5f, py0 = patch_y(warp) - 7.5f;
+  const int32_t* last_row = a.last + (static_cast<int64_t>(place.camera) * a.height + y0) * a.width + x;
   int last[4], farthest = 0;
   float T[4];
   for (int y = 0; y < 4; ++y) {
-    last[y] = x < a.width && y0 + y < a.height ? a.last[pixel + static_cast<int64_t>(y) * a.width] : 0;
+    last[y] = x < a.width && y0 + y < a.height ? last_row[static_cast<int64_t>(y) * a.width] : 0;
     farthest = max(farthest, last[y]), T[y] = 1;
   }
   farthest = warp_max(farthest);
 #if HALF
-  const float scale = a.scale[0], unscale = a.scale[1];
+  const float scale = a.scale[0];
 #endif
   float sums[2][4 * QUADS][4];
 #pragma unroll
@@ -67,14 +94,16 @@ FS_KERNEL(256, blend_features, const FeaturesArgs a) {
     }
   }
   Ring& ring = rings[warp];
+  const uint32_t before = static_cast<uint32_t>(a.n * place.camera);
   auto take = [&](int head, int members) {
     float w[4][4];  // rows of the patch, splats
-    const float* rows[4];
+    const float px = patch_x(again(warp)) + g - 7.5f, py0 = patch_y(again(warp)) - 7.5f;
+    uint32_t rows[4];
     for (int j = 0; j < 4; ++j) {
       const bool there = 4 * t + j < members;
       const int at = (head + (there ? 4 * t + j : 0)) % kRing;
       const float4 shape = ring.shape[at], more = ring.more[at];
-      rows[j] = a.rows + (static_cast<int64_t>(ring.slot[at]) - a.n * place.camera) * a.dim;
+      rows[j] = ring.slot[at] - before;
       const int index = there ? place_in_list(more) : kNever;
       for (int y = 0; y < 4; ++y) {
         const float al = fminf(alpha_at(shape, more.x, more.y, more.z, px, py0 + y), a.alpha_max);
@@ -116,7 +145,8 @@ FS_KERNEL(256, blend_features, const FeaturesArgs a) {
 #pragma unroll
     for (int quad = 0; quad < QUADS; ++quad) {
       float4 f[4];
-      for (int j = 0; j < 4; ++j) f[j] = load_channels(rows[j], channel + 32 * quad + 4 * g, a.dim, true);
+      if (quad >= 2) channel = again(channel);  // not all of them at once: registers
+      for (int j = 0; j < 4; ++j) f[j] = load_channels(a.rows + rows[j] * a.dim, channel + 32 * quad + 4 * g, a.dim, true);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const float f0 = component(f[0], k), f1 = component(f[1], k), f2 = component(f[2], k), f3 = component(f[3], k);
@@ -132,22 +162,6 @@ FS_KERNEL(256, blend_features, const FeaturesArgs a) {
       }
     }
   };
-  for_groups(a.entries + first, a.slots + first, count, warp, ring, [&](int base) { return base < farthest; }, take);
-#pragma unroll
-  for (int y = 0; y < 4; ++y) {
-    if (x >= a.width || y0 + y >= a.height) continue;
-    float* row = a.out + (pixel + static_cast<int64_t>(y) * a.width) * a.dim;
-#pragma unroll
-    for (int quad = 0; quad < QUADS; ++quad) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float4 v = make_float4(sums[y >> 1][4 * quad][2 * (y & 1) + i], sums[y >> 1][4 * quad + 1][2 * (y & 1) + i],
-                               sums[y >> 1][4 * quad + 2][2 * (y & 1) + i], sums[y >> 1][4 * quad + 3][2 * (y & 1) + i]);
-#if HALF
-        v.x *= unscale, v.y *= unscale, v.z *= unscale, v.w *= unscale;
-#endif
-        store_channels(row, channel + 32 * quad + 8 * t + 4 * i, a.dim, v);
-      }
-    }
-  }
+  for_groups<QUADS < 4>(a.entries, a.slots, first, farthest, warp, ring, [](int) { return true; }, take);
+  write_sums(a, sums);
 }

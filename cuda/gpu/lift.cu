@@ -1,75 +1,37 @@
-// W^T V: from images to Gaussians. Gradients of features, and lifting. Per warp, V^T [channels x 32 pixels] stays in
-// registers; weights are computed one pixel a lane, laid out by way of shared memory, and multiplied 8 splats at a time.
-#include "matrix.cuh"
-#include "walk.cuh"
+// W^T V: from images to Gaussians. Gradients of features, and lifting. A block takes its tile's list in batches. Each warp
+// computes its patch's weights, one pixel a lane, lays them out by way of shared memory and multiplies them, 8 splats at a
+// time, with V^T [channels x 32 pixels], which stays in registers. The warps' sums meet in shared memory, so that a tile
+// adds to a Gaussian once.
+#include "lift.cuh"
 
-#ifndef TILES
-#define TILES 4  // channels of a block in units of 16: 2, 4 or 8; blockIdx.y chooses which
-#endif
-#ifndef STOPS
-#define STOPS 1  // where pixels stop is given; 0: found here
-#endif
-#ifndef POWER
-#define POWER 1  // of the weights
-#endif
-#ifndef WEIGHTS
-#define WEIGHTS 0  // also sums of the weights
-#endif
-#ifndef FIXED
-#define FIXED 0  // sums in fixed point, int64: the same bits whatever the order
-#endif
-#ifndef MATRIX
-#define MATRIX 1
+#ifndef BATCH
+#define BATCH 32  // entries at a time: 16 or 32
 #endif
 
-struct LiftArgs {
-  const uint32_t* offsets;
-  const Entry* entries;
-  const uint32_t* slots;
-  const float* maps;    // [C, H, W, dim]
-  const int32_t* last;  // [C, H, W], with STOPS
-  const double* scale;  // [2] with FIXED: units in one, of sums and of weights
-  void* sums;           // [N, dim] float, or int64 with FIXED; added to
-  void* weights;        // [N], likewise; or null
-  int64_t n, dim;
-  int32_t width, height, tiles, tiles_x;
-  float alpha_max, transmittance_min;
+struct Shared {
+  float sums[kPatches][BATCH * kChannels];  // of each warp, for the splats it takes, one after the other
+  uint16_t high[kPatches][BATCH * kWeightRow], low[kPatches][BATCH * kWeightRow];
+  float4 shape[BATCH], more[BATCH];  // as in Entry
+  uint32_t slot[BATCH];
+  uint32_t taken[kPatches];  // bits: which entries of the batch
+  float weights[kPatches][BATCH];
 };
 
-constexpr int kChannels = 16 * TILES, kPerLane = 2 * TILES, kWeightRow = 40;  // bfloat16 from splat to splat
-
-FS_DEVICE void add_to(const LiftArgs& a, void* sums, int64_t at, float v) {
-#if FIXED
-  fs_atomic_add(static_cast<int64_t*>(sums) + at, static_cast<int64_t>(v * a.scale[sums == a.weights]));
-#else
-  fs_atomic_add(static_cast<float*>(sums) + at, v);
-#endif
-}
-
-// Four neighbouring channels of a row.
-FS_DEVICE void add_channels(const LiftArgs& a, int64_t id, int64_t channel, float v0, float v1, float v2, float v3) {
-  if (channel >= a.dim) return;
-#if ALIGNED && !FIXED
-  fs_red_add4(static_cast<float*>(a.sums) + id * a.dim + channel, v0, v1, v2, v3);
-#else
-  const float v[4] = {v0, v1, v2, v3};
-  for (int k = 0; k < 4; ++k) {
-    if (channel + k < a.dim) add_to(a, a.sums, id * a.dim + channel + k, v[k]);
-  }
-#endif
+// Where the chunk of four channels c of a warp's row lies: so that the lanes of a store use different banks.
+FS_DEVICE int swizzled(int row, int chunk) {
+  const int t = (row >> 1) & 3;
+  return chunk ^ (TILES == 8 ? t : TILES == 4 ? (t & 1) | (t & 2) << 1 : t << 1);
 }
 
 FS_KERNEL(256, lift, const LiftArgs a) {
-  FS_SHARED(Ring, rings, kPatches);
-#if MATRIX
-  FS_SHARED(uint16_t, high_weights, kPatches * kGroup * kWeightRow);
-  FS_SHARED(uint16_t, low_weights, kPatches * kGroup * kWeightRow);
-#endif
+  FS_DYNAMIC_SHARED(Shared, shared);
+  Shared& s = *shared;
   const int tile = blockIdx.x, warp = fs_warp(), lane = fs_lane(), g = lane >> 2, t = lane & 3;
   const Place place = place_of(tile, a.tiles, a.tiles_x);
   const uint32_t first = a.offsets[tile];
   const int count = static_cast<int>(a.offsets[tile + 1] - first);
-  const int64_t channel = static_cast<int64_t>(blockIdx.y) * kChannels;
+  if (count == 0) return;
+  const int channel = static_cast<int>(blockIdx.y) * kChannels;
   const int lx = patch_x(warp) + (lane & 7), ly = patch_y(warp) + (lane >> 3);
   const bool inside = place.x + lx < a.width && place.y + ly < a.height;
   const int64_t corner = (static_cast<int64_t>(place.camera) * a.height + place.y + patch_y(warp)) * a.width + place.x + patch_x(warp);
@@ -78,31 +40,10 @@ FS_KERNEL(256, lift, const LiftArgs a) {
 #if STOPS
   const int last = inside ? a.last[corner + static_cast<int64_t>(lane >> 3) * a.width + (lane & 7)] : 0;
   const int farthest = warp_max(last);
-  if (farthest == 0) return;
-  auto going = [&](int base) { return base < farthest; };
 #else
   bool live = inside && T > a.transmittance_min;
-  auto going = [&](int) { return fs_any(live); };
 #endif
 
-  // The weight of the next entry at this lane's pixel.
-  auto weigh = [&](int at) {
-    const float4 shape = rings[warp].shape[at], more = rings[warp].more[at];
-    const float al = fminf(alpha_at(shape, more.x, more.y, more.z, px, py), a.alpha_max);
-    const float next = fmaf(-al, T, T);
-#if STOPS
-    const bool counts = place_in_list(more) < last;
-#else
-    if (al > 0 && !(next > a.transmittance_min)) live = false;
-    const bool counts = live;
-#endif
-    if (!counts) return 0.f;
-    const float w = al * T;
-    T = next;
-    return POWER == 2 ? w * w : w;
-  };
-
-#if MATRIX
   // Row g of matrix i is channel kPerLane g + 2 i, row g + 8 the next one; element k is pixel (k % 8, 2 s + k / 8).
   uint32_t high[TILES][2][4], low[TILES][2][4];
 #pragma unroll
@@ -116,26 +57,62 @@ FS_KERNEL(256, lift, const LiftArgs a) {
         const int64_t pixel = valid ? corner + static_cast<int64_t>(y) * a.width + x : 0;
         v[i] = load_channels(a.maps + pixel * a.dim, channel + kPerLane * g + 4 * c, a.dim, valid);
       }
-      const int s = y >> 1, part = 2 * (y & 1);
-      split_pair(v[0].x, v[1].x, high[2 * c][s][part], low[2 * c][s][part]);
-      split_pair(v[0].y, v[1].y, high[2 * c][s][part + 1], low[2 * c][s][part + 1]);
-      split_pair(v[0].z, v[1].z, high[2 * c + 1][s][part], low[2 * c + 1][s][part]);
-      split_pair(v[0].w, v[1].w, high[2 * c + 1][s][part + 1], low[2 * c + 1][s][part + 1]);
+      const int k = y >> 1, part = 2 * (y & 1);
+      split_pair(v[0].x, v[1].x, high[2 * c][k][part], low[2 * c][k][part]);
+      split_pair(v[0].y, v[1].y, high[2 * c][k][part + 1], low[2 * c][k][part + 1]);
+      split_pair(v[0].z, v[1].z, high[2 * c + 1][k][part], low[2 * c + 1][k][part]);
+      split_pair(v[0].w, v[1].w, high[2 * c + 1][k][part + 1], low[2 * c + 1][k][part + 1]);
     }
   }
-  uint16_t* hw = high_weights + warp * kGroup * kWeightRow;
-  uint16_t* lw = low_weights + warp * kGroup * kWeightRow;
-  auto take = [&](int head, int members) {
-    for (int m = 0; m < kGroup; ++m) {
-      if (m >= (members + 7) / 8 * 8) break;
-      const float w = m < members ? weigh((head + m) % kRing) : 0.f;
+  uint16_t* hw = s.high[warp];
+  uint16_t* lw = s.low[warp];
+  for (int base = 0; base < count; base += BATCH) {
+    // Also keeps the sums from being overwritten before they are added.
+#if STOPS
+    if (!fs_sync_or(base < farthest)) return;
+#else
+    if (!fs_sync_or(live)) return;
+#endif
+    const int n = min(BATCH, count - base);
+    if (threadIdx.x < 2 * BATCH) {
+      const int k = static_cast<int>(threadIdx.x) >> 1;
+      if (k < n) {
+        const float4 v = fs_ldg(reinterpret_cast<const float4*>(a.entries) + 3 * static_cast<int64_t>(first + base + k) + (threadIdx.x & 1));
+        if (threadIdx.x & 1) s.more[k] = v;
+        else s.shape[k] = v, s.slot[k] = a.slots[first + base + k];
+      }
+    }
+    fs_sync();
+    bool hit = lane < n && (fs_float_as_uint(s.more[lane % BATCH].w) >> warp & 1);
+#if STOPS
+    hit = hit && base + lane < farthest;
+#else
+    hit = fs_any(live) && hit;
+#endif
+    const uint32_t taken = fs_ballot(hit);
+    if (lane == 0) s.taken[warp] = taken;
+    int rows = 0;
+    for (uint32_t left = taken; left; left &= left - 1, ++rows) {
+      const int k = fs_ffs(left) - 1;
+      const float4 shape = s.shape[k], more = s.more[k];
+      const float al = fminf(alpha_at(shape, more.x, more.y, more.z, px, py), a.alpha_max);
+      const float next = fmaf(-al, T, T);
+#if STOPS
+      const bool counts = base + k < last;
+#else
+      if (al > 0 && !(next > a.transmittance_min)) live = false;
+      const bool counts = live;
+#endif
+      float w = 0;
+      if (counts) w = POWER == 2 ? al * T * (al * T) : al * T, T = next;
       uint32_t h, l;
       split_pair(w, 0.f, h, l);
-      hw[m * kWeightRow + lane] = static_cast<uint16_t>(h), lw[m * kWeightRow + lane] = static_cast<uint16_t>(l);
+      hw[rows * kWeightRow + lane] = static_cast<uint16_t>(h), lw[rows * kWeightRow + lane] = static_cast<uint16_t>(l);
     }
+    for (int k = rows; k & 7; ++k) hw[k * kWeightRow + lane] = lw[k * kWeightRow + lane] = 0;
     fs_syncwarp();
-    for (int half = 0; 8 * half < members; ++half) {
-      const int at = (8 * half + (lane & 7)) * kWeightRow + (lane >> 3) * 8;
+    for (int begin = 0; begin < rows; begin += 8) {
+      const int at = (begin + (lane & 7)) * kWeightRow + (lane >> 3) * 8;
       uint32_t h[4], l[4];
       ldmatrix_x4(h, hw + at), ldmatrix_x4(l, lw + at);
       const uint32_t bh[2][2] = {{h[0], h[1]}, {h[2], h[3]}}, bl[2][2] = {{l[0], l[1]}, {l[2], l[3]}};
@@ -143,54 +120,56 @@ FS_KERNEL(256, lift, const LiftArgs a) {
 #pragma unroll
       for (int i = 0; i < TILES; ++i) {
         for (int k = 0; k < 4; ++k) sums[i][k] = 0;
-        for (int s = 0; s < 2; ++s) multiply_split(sums[i], high[i][s], low[i][s], bh[s], bl[s]);
+        for (int k = 0; k < 2; ++k) multiply_split(sums[i], high[i][k], low[i][k], bh[k], bl[k]);
       }
 #pragma unroll
       for (int which = 0; which < 2; ++which) {
-        const int member = 8 * half + 2 * t + which;
-        if (member >= members) continue;
-        const int64_t id = static_cast<int64_t>(rings[warp].slot[(head + member) % kRing]) - a.n * place.camera;
+        const int row = begin + 2 * t + which;
+        if (row >= rows) continue;
+        float4* to = reinterpret_cast<float4*>(s.sums[warp] + row * kChannels);
 #pragma unroll
         for (int c = 0; c < TILES / 2; ++c) {
-          add_channels(a, id, channel + kPerLane * g + 4 * c, sums[2 * c][which], sums[2 * c][2 + which],
-                       sums[2 * c + 1][which], sums[2 * c + 1][2 + which]);
+          to[swizzled(row, TILES / 2 * g + c)] = make_float4(sums[2 * c][which], sums[2 * c][2 + which],
+                                                             sums[2 * c + 1][which], sums[2 * c + 1][2 + which]);
         }
       }
 #if WEIGHTS
       if (blockIdx.y == 0) {
         const uint32_t ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
         float all[4] = {0, 0, 0, 0};
-        for (int s = 0; s < 2; ++s) {
-          mma_m16n8k16_bf16_f32(all, ones, bl[s], all);
-          mma_m16n8k16_bf16_f32(all, ones, bh[s], all);
+        for (int k = 0; k < 2; ++k) {
+          mma_m16n8k16_bf16_f32(all, ones, bl[k], all);
+          mma_m16n8k16_bf16_f32(all, ones, bh[k], all);
         }
-        for (int which = 0; which < 2; ++which) {
-          const int member = 8 * half + 2 * t + which;
-          if (g != 0 || member >= members) continue;
-          const int64_t id = static_cast<int64_t>(rings[warp].slot[(head + member) % kRing]) - a.n * place.camera;
-          add_to(a, a.weights, id, all[which]);
-        }
+        if (g == 0) s.weights[warp][begin + 2 * t] = all[0], s.weights[warp][begin + 2 * t + 1] = all[1];
       }
 #endif
     }
-    fs_syncwarp();
-  };
-#else
-  const int64_t pixel = corner + static_cast<int64_t>(lane >> 3) * a.width + (lane & 7);
-  float maps[kChannels];
-  for (int c = 0; c < kChannels; ++c) maps[c] = inside && channel + c < a.dim ? a.maps[pixel * a.dim + channel + c] : 0.f;
-  auto take = [&](int head, int members) {
-    for (int m = 0; m < members; ++m) {
-      const float w = weigh((head + m) % kRing);
-      const int64_t id = static_cast<int64_t>(rings[warp].slot[(head + m) % kRing]) - a.n * place.camera;
-      for (int c = -WEIGHTS; c < kChannels; ++c) {
-        if (c < 0 ? blockIdx.y != 0 : channel + c >= a.dim) continue;
-        float sum = c < 0 ? w : w * maps[c < 0 ? 0 : c];
-        for (int d = 16; d; d >>= 1) sum += fs_shfl_xor(sum, d);
-        if (lane == 0) add_to(a, c < 0 ? a.weights : a.sums, c < 0 ? id : id * a.dim + channel + c, sum);
+    fs_sync();
+    constexpr int kChunks = kChannels / 4;
+    for (int i = threadIdx.x; i < n * kChunks; i += 256) {
+      const int k = i / kChunks, chunk = i % kChunks;
+      float4 sum = make_float4(0, 0, 0, 0);
+      bool any = false;
+      for (int w = 0; w < kPatches; ++w) {
+        const uint32_t bits = s.taken[w];
+        if (!(bits >> k & 1)) continue;
+        const int row = fs_popc(bits & ((1u << k) - 1));
+        const float4 v = reinterpret_cast<const float4*>(s.sums[w] + row * kChannels)[swizzled(row, chunk)];
+        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w, any = true;
       }
+      if (any) add_channels(a, static_cast<int64_t>(s.slot[k]) - a.n * place.camera, channel + 4 * chunk, sum.x, sum.y, sum.z, sum.w);
     }
-  };
+#if WEIGHTS
+    if (blockIdx.y == 0 && static_cast<int>(threadIdx.x) < n) {
+      const int k = threadIdx.x;
+      float sum = 0;
+      for (int w = 0; w < kPatches; ++w) {
+        const uint32_t bits = s.taken[w];
+        if (bits >> k & 1) sum += s.weights[w][fs_popc(bits & ((1u << k) - 1))];
+      }
+      if (sum != 0) add_to(a, a.weights, static_cast<int64_t>(s.slot[k]) - a.n * place.camera, sum);
+    }
 #endif
-  for_groups(a.entries + first, a.slots + first, count, warp, rings[warp], going, take);
+  }
 }

@@ -47,7 +47,7 @@ FS_DEVICE Pixels for_weights(const QueryArgs& a, int tile, Ring& ring, Pixels p,
       visit(w, ring.slot[(head + m) % kRing], counts);
     }
   };
-  for_groups(a.entries + first, a.slots + first, static_cast<int>(a.offsets[tile + 1] - first), warp, ring,
+  for_groups(a.entries, a.slots, first, static_cast<int>(a.offsets[tile + 1] - first), warp, ring,
              [&](int) { return fs_any(live); }, take);
   return p;
 }

@@ -76,6 +76,14 @@ FS_DEVICE Place place_of(int tile, int tiles, int tiles_x) {
   return p;
 }
 
+// The same number, but the compiler does not know it: what is computed from it is computed anew, not kept in registers.
+FS_DEVICE int again(int v) {
+#ifndef FS_HOST_SHIM
+  asm volatile("" : "+r"(v));
+#endif
+  return v;
+}
+
 // The pixel of a lane within the patch of its warp, relative to the tile's first pixel.
 FS_DEVICE int patch_x(int warp) { return (warp & 1) * 8; }
 FS_DEVICE int patch_y(int warp) { return (warp >> 1) * 4; }

@@ -11,11 +11,12 @@ struct Ring {
   uint32_t slot[kRing];
 };
 
-// take(head, members): a group of up to 16 entries, near to far, in the ring from place head % 64 on. Warps take groups
-// until the list ends at `count` or going() is false; all lanes call going, and take may use warp collectives.
-template <class Going, class Take>
-FS_DEVICE void for_groups(const Entry* entries, const uint32_t* slots, int count, int warp, Ring& ring, Going going,
-                          Take take) {
+// take(head, members): a group of up to 16 entries, near to far, in the ring from place head % 64 on. A warp takes groups
+// until the list, from `first` on, ends after `count` entries or going() is false; all lanes call going, and take may use warp collectives.
+// Ahead: the next entries are loaded while groups are worked on, for 9 registers.
+template <bool kAhead = true, class Going, class Take>
+FS_DEVICE void for_groups(const Entry* entries, const uint32_t* slots, uint32_t first, int count, int warp, Ring& ring,
+                          Going going, Take take) {
   const int lane = fs_lane();
   const float4* from = reinterpret_cast<const float4*>(entries);
   int head = 0, tail = 0;
@@ -24,13 +25,14 @@ FS_DEVICE void for_groups(const Entry* entries, const uint32_t* slots, int count
   auto load = [&](int base) {
     const int mine = base + lane;
     if (mine >= count) return;
-    shape = fs_ldg(from + 3 * static_cast<int64_t>(mine)), more = fs_ldg(from + 3 * static_cast<int64_t>(mine) + 1);
-    slot = fs_ldg(slots + mine);
+    const int64_t at = first + static_cast<uint32_t>(mine);
+    shape = fs_ldg(from + 3 * at), more = fs_ldg(from + 3 * at + 1), slot = fs_ldg(slots + at);
   };
-  load(0);
+  if (kAhead) load(0);
   for (int base = 0;; base += 32) {
     const bool more_to_come = base < count && going(base);
     if (more_to_come) {
+      if (!kAhead) load(base);
       const bool hit = base + lane < count && (fs_float_as_uint(more.w) >> warp & 1);
       const uint32_t bits = fs_ballot(hit);
       if (hit) {
@@ -40,7 +42,7 @@ FS_DEVICE void for_groups(const Entry* entries, const uint32_t* slots, int count
         ring.more[at] = more;
       }
       tail += fs_popc(bits);
-      load(base + 32);  // under way while the groups are worked on
+      if (kAhead) load(base + 32);
     }
     fs_syncwarp();
     const int least = more_to_come ? kGroup : 1;

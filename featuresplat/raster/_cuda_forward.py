@@ -93,14 +93,14 @@ def blend_features(inputs: RasterInputs, out: Rendered, scale: Tensor | None) ->
     assert rows is not None
     assert image is not None
     dim = image.shape[-1]
-    quads = 1 if dim <= 32 else 2
+    shape = options.features_shape(dim)
     values = {
         "offsets": f.offsets, "entries": f.entries, "slots": f.slots, "rows": rows, "last": out.stops.last,
         "scale": scale, "out": image, "n": f.gaussians, "dim": dim, "width": f.width, "height": f.height,
         "tiles": f.tiles, "tiles_x": f.tiles_x, "alpha_max": inputs.settings.alpha_max,
     }  # fmt: skip
-    constants = {"QUADS": quads, "HALF": int(scale is not None), "ALIGNED": options.aligned(dim, rows, image)}
-    grid = (f.all_tiles, blocks(dim, 32 * quads))
+    constants = {**shape, "HALF": int(scale is not None), "ALIGNED": options.aligned(dim, rows, image)}
+    grid = (f.all_tiles, blocks(dim, 32 * shape["QUADS"]))
     f.launch("blend_features", "features.cu", "FeaturesArgs", grid, 256, values, constants)
 
 

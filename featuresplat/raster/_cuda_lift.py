@@ -33,19 +33,23 @@ def transpose(
         scale = torch.exp2(torch.floor(torch.log2(room / torch.clamp(most, 1e-30, 1e30))))
         scale = torch.stack([scale, torch.full_like(scale, 2.0 ** int(math.log2(room)))])
         targets = [None if t is None else torch.zeros_like(t, dtype=torch.int64) for t in (sums, weights)]
-    tiles = 1 if not matrix else 2 if dim <= 32 else 4
     constants = {
-        "TILES": tiles, "STOPS": int(last is not None), "POWER": power, "WEIGHTS": int(weights is not None),
-        "FIXED": int(fixed), "MATRIX": int(matrix), "ALIGNED": options.aligned(dim, maps, sums),
+        "STOPS": int(last is not None), "POWER": power, "WEIGHTS": int(weights is not None), "FIXED": int(fixed),
+        "ALIGNED": options.aligned(dim, maps, sums),
     }  # fmt: skip
+    constants |= options.lift_shape(dim, frame.gpu.shared_limit) if matrix else {"TILES": 1}
     values = {
         "offsets": frame.offsets, "entries": frame.entries, "slots": frame.slots, "maps": maps, "last": last,
         "scale": scale, "sums": targets[0] if targets else sums, "weights": targets[1] if targets else weights,
         "n": frame.gaussians, "dim": dim, "width": frame.width, "height": frame.height, "tiles": frame.tiles,
         "tiles_x": frame.tiles_x, "alpha_max": s.alpha_max, "transmittance_min": s.transmittance_min,
     }  # fmt: skip
-    grid = (frame.all_tiles, max(1, blocks(dim, 16 * tiles)))
-    frame.launch("lift", "lift.cu", "LiftArgs", grid, 256, values, constants)
+    grid = (frame.all_tiles, max(1, blocks(dim, 16 * constants["TILES"])))
+    if matrix:
+        shared = options.lift_shared_bytes(constants["TILES"], constants["BATCH"])
+        frame.launch("lift", "lift.cuh", "LiftArgs", grid, 256, values, constants, shared)
+    else:
+        frame.launch("lift_pixels", "lift.cuh", "LiftArgs", grid, 256, values, constants)
     if targets is not None and scale is not None:
         for target, total, unit in zip((sums, weights), targets, scale, strict=True):
             if target is not None and total is not None:

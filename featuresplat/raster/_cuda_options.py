@@ -11,6 +11,13 @@ FEW = 16
 """Up to so many channels are blended pixel by pixel beside the colours; more go to the matrix units."""
 
 
+SHARED_LIMITS = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
+"""Shared memory that a block may have, KiB, by architecture; 48 elsewhere."""
+
+overrides: dict[str, int] = {}
+"""For benchmarks: other shapes of the kernels than the ones chosen here."""
+
+
 def matrix_units(frame: Frame) -> bool:
     """Whether the device multiplies 16-bit and tf32 matrices."""
     return frame.gpu.arch >= 80
@@ -19,6 +26,27 @@ def matrix_units(frame: Frame) -> bool:
 def aligned(dim: int, *tensors: Tensor | None) -> int:
     """1 when rows of ``dim`` floats can be read 16 bytes at a time."""
     return int(dim % 4 == 0 and all(t is None or t.data_ptr() % 16 == 0 for t in tensors))
+
+
+def lift_shape(dim: int, shared_limit: int) -> dict[str, int]:
+    """Channels of a block (in units of 16) and entries at a time of lift.cu: as many as shared memory holds."""
+    wanted = 2 if dim <= 32 else 4 if dim <= 64 else 8
+    wanted = overrides.get("lift.TILES", wanted)
+    for tiles, batch in ((wanted, overrides.get("lift.BATCH", 32)), (wanted, 16), (min(wanted, 4), 16)):
+        if lift_shared_bytes(tiles, batch) <= shared_limit:
+            return {"TILES": tiles, "BATCH": batch}
+    return {"TILES": 2, "BATCH": 16}
+
+
+def lift_shared_bytes(tiles: int, batch: int) -> int:
+    """Size of ``Shared`` in lift.cu."""
+    patches = 8
+    return patches * batch * (64 * tiles + 2 * 80) + batch * 36 + patches * 4 + patches * batch * 4
+
+
+def features_shape(dim: int) -> dict[str, int]:
+    """Channels of a block of features.cu, in units of 32."""
+    return {"QUADS": overrides.get("features.QUADS", 1 if dim <= 32 else 2 if dim <= 64 else 4)}
 
 
 def deterministic() -> bool:
@@ -37,18 +65,22 @@ def half_scale(rows: Tensor | None) -> Tensor | None:
 
 def combinations(arch: int) -> list[tuple[str, dict[str, int]]]:
     """(file, constants) of the kernels that an architecture uses: not all of them, but one of each shape."""
-    found: list[tuple[str, dict[str, int]]] = [(f, {}) for f in ("project.cu", "tiles.cu", "gather.cu", "queries.cu")]
+    plain = ("check.cu", "project.cu", "tiles.cu", "gather.cu", "queries.cu")
+    found: list[tuple[str, dict[str, int]]] = [(f, {}) for f in plain]
     found += [("blend.cu", {"RGB": 1, "CHANNELS": c}) for c in (0, 3, 8, FEW)]
     matrix = int(arch >= 80)
     if matrix:
-        found += [("features.cu", {"QUADS": q, "HALF": h, "ALIGNED": 1}) for q in (1, 2) for h in (0, 1)]
-        found += [("features.cu", {"QUADS": 2, "HALF": 0, "ALIGNED": 0})]
+        found += [("features.cu", {"QUADS": q, "HALF": h, "ALIGNED": 1}) for q in (1, 2, 4) for h in (0, 1)]
+        found += [("features.cu", {"QUADS": 4, "HALF": h, "ALIGNED": 0}) for h in (0, 1)]
     else:
         found += [("blend.cu", {"RGB": 0, "CHANNELS": FEW})]
-    for tiles in (2, 4) if matrix else (1,):
-        lift = {"TILES": tiles, "STOPS": 1, "POWER": 1, "WEIGHTS": 0, "FIXED": 0, "MATRIX": matrix, "ALIGNED": 1}
-        found += [("lift.cu", lift), ("lift.cu", lift | {"STOPS": 0, "POWER": 2, "WEIGHTS": 1})]
-        found += [("lift.cu", lift | {"ALIGNED": 0, "FIXED": 1})]
+    lift = {"STOPS": 1, "POWER": 1, "WEIGHTS": 0, "FIXED": 0, "ALIGNED": 1}
+    for dim in (32, 64, 512):
+        shape = lift_shape(dim, 1024 * SHARED_LIMITS.get(arch, 48)) if matrix else {"TILES": 1}
+        file = "lift.cu" if matrix else "lift_pixels.cu"
+        for change in ({}, {"STOPS": 0, "POWER": 2, "WEIGHTS": 1}, {"ALIGNED": 0, "FIXED": 1}):
+            if (file, lift | change | shape) not in found:
+                found.append((file, lift | change | shape))
     backward = {
         "COLORS": 1, "CHANNELS": 0, "WIDE": 0, "GEOMETRY": 1, "FEATURES_MOVE": 0, "ABSOLUTE": 0, "MATRIX": matrix,
         "BATCH": 64, "ALIGNED": 1,
