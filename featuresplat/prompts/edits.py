@@ -1,20 +1,37 @@
 """Changes to a scene as plain data: applied, undone, redone, written to YAML and replayed.
 
 An edit is a frozen dataclass; ``apply`` gives a new scene that shares what has not changed. A mode module may offer
-further kinds in a dict ``EDITS`` {kind: class}.
+further kinds in a dict ``EDITS`` {kind: class}, and a function ``moved(scene, mask, rotation, scale, pivot, translate)
+-> mode_state`` where its own tensors have to follow a `Transform`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+import yaml
+from torch import Tensor
+
+from featuresplat import registry
+from featuresplat.errors import FeaturesplatError
+from featuresplat.geometry import quat_multiply, quat_to_rotmat
+from featuresplat.io.atomic import atomic_write_text
+from featuresplat.prompts import _colors, _spherical, pieces
 from featuresplat.prompts.targets import Target
+from featuresplat.types import Gaussians
 
 if TYPE_CHECKING:
     from featuresplat.scene import Scene
+
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -34,11 +51,19 @@ class Edit:
 
     def describe(self) -> str:
         """In words, e.g. ``remove 'the mug'``."""
-        raise NotImplementedError
+        values = [f"{k} {_shown(v)}" for k, v in self.to_dict().items() if k not in ("kind", "target")]
+        return " ".join([self.kind, self.target.describe(), *values])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: ``{"kind": ..., "target": {...}, ...}`` without what is at its default."""
-        raise NotImplementedError
+        out: dict[str, Any] = {"kind": self.kind}
+        if not self.target.everything:
+            out["target"] = self.target.to_dict()
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name != "target" and (f.default is MISSING or value != f.default):
+                out[f.name] = list(value) if isinstance(value, tuple) else value
+        return out
 
 
 @dataclass(frozen=True)
@@ -52,12 +77,25 @@ class Remove(Edit):
     kind: ClassVar[str] = "remove"
     fill: bool = False
 
+    def apply(self, scene: Scene) -> Scene:
+        mask = self.target.select(scene).mask
+        if bool(mask.all()):
+            raise FeaturesplatError(f"remove: {self.target.describe()} is the whole scene", "Say which part of it.")
+        if self.fill:
+            from featuresplat.prompts.refit import removed_and_filled
+
+            return removed_and_filled(scene, mask)
+        return _rows(scene, ~mask)
+
 
 @dataclass(frozen=True)
 class Extract(Edit):
     """Keep nothing but the target."""
 
     kind: ClassVar[str] = "extract"
+
+    def apply(self, scene: Scene) -> Scene:
+        return _rows(scene, self.target.select(scene).mask)
 
 
 @dataclass(frozen=True)
@@ -81,6 +119,28 @@ class Recolor(Edit):
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
     strength: float = 1.0
 
+    def apply(self, scene: Scene) -> Scene:
+        if self.saturation < 0 or self.lightness < 0 or not 0 <= self.strength <= 1:
+            raise FeaturesplatError(
+                "recolor: saturation and lightness are factors of at least 0, strength lies in 0..1", "Mend the edit."
+            )
+        mask, g = self.target.select(scene).mask, scene.gaussians
+        matrix, offset = self.color_map(g.colors[mask].clamp(0, 1), g.opacities[mask])
+        sh0, shN = g.sh0.clone(), g.shN.clone()
+        sh0[mask], shN[mask] = _spherical.recolored(g.sh0[mask], g.shN[mask], matrix, offset)
+        return replace(scene, gaussians=replace(g, sh0=sh0, shN=shN))
+
+    def color_map(self, colors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The affine map of colours: matrix [3, 3] and offset [3], for colours [M, 3] of these weights [M]."""
+        matrix = torch.eye(3)
+        if self.color:
+            luma = colors.cpu().float() @ _colors.LUMA
+            mean = float((luma * weights.cpu()).sum() / weights.cpu().sum().clamp_min(1e-9))
+            matrix = _colors.tint_matrix(_colors.color_of(self.color), mean)
+        matrix = self.lightness * _colors.saturation_matrix(self.saturation) @ _colors.hue_matrix(self.hue) @ matrix
+        mixed = self.strength * matrix + (1 - self.strength) * torch.eye(3)
+        return mixed, self.strength * torch.tensor(self.shift)
+
 
 @dataclass(frozen=True)
 class Transform(Edit):
@@ -99,12 +159,58 @@ class Transform(Edit):
     scale: float = 1.0
     pivot: tuple[float, float, float] | None = None
 
+    def apply(self, scene: Scene) -> Scene:
+        return self._moved(scene, self.target.select(scene).mask)
+
+    def _moved(self, scene: Scene, mask: Tensor) -> Scene:
+        rotation = torch.tensor(self.rotate, dtype=torch.float64)
+        if not self.scale > 0 or not float(rotation.norm()) > 1e-9:
+            raise FeaturesplatError(
+                f"{self.kind}: scale {self.scale:g}, rotate {self.rotate}: expected a positive factor and a quaternion "
+                "that is not zero",
+                "No turn is [1, 0, 0, 0].",
+            )
+        g = scene.gaussians
+        pivot = self._pivot(g, mask)
+        R = quat_to_rotmat(rotation)
+        move = torch.tensor(self.translate, dtype=torch.float64)
+        some = g[mask]
+        device = g.means.device
+        means = (some.means.double().cpu() - pivot) @ (self.scale * R).T + pivot + move
+        new = Gaussians(
+            means=means.to(g.means),
+            quats=quat_multiply(rotation.to(device, g.quats.dtype), some.quats),
+            log_scales=some.log_scales + math.log(self.scale),
+            logit_opacities=some.logit_opacities,
+            sh0=some.sh0,
+            shN=_spherical.turned(some.shN, R),
+        )
+        changed = {name: _put(value, mask, getattr(new, name)) for name, value in g.tensors().items()}
+        module = registry.load("modes", scene.mode)
+        out = replace(scene, gaussians=Gaussians(**changed))
+        if hasattr(module, "moved"):
+            state = module.moved(scene, mask, R, self.scale, pivot, move)
+            out = replace(out, mode_state=state)
+        pieces.inherit(g.means, out.gaussians.means)
+        return out
+
+    def _pivot(self, g: Gaussians, mask: Tensor) -> Tensor:
+        if self.pivot is not None:
+            return torch.tensor(self.pivot, dtype=torch.float64)
+        weights = g.opacities[mask].double().cpu()
+        return (g.means[mask].double().cpu() * weights[:, None]).sum(0) / weights.sum().clamp_min(1e-12)
+
 
 @dataclass(frozen=True)
 class Duplicate(Transform):
     """As `Transform`, of a copy."""
 
     kind: ClassVar[str] = "duplicate"
+
+    def apply(self, scene: Scene) -> Scene:
+        copy = scene.rows(self.target.select(scene).mask)
+        everything = torch.ones(len(copy.gaussians), dtype=torch.bool, device=copy.gaussians.means.device)
+        return type(scene).cat([scene, self._moved(copy, everything)])
 
 
 @dataclass(frozen=True)
@@ -118,6 +224,14 @@ class Insert(Transform):
     kind: ClassVar[str] = "insert"
     source: str = ""
 
+    def apply(self, scene: Scene) -> Scene:
+        if not self.source:
+            raise FeaturesplatError("insert: expected a run folder or a file of Gaussians, got none", "Add source.")
+        other = _other(scene, Path(self.source)).to(scene.gaussians.means.device)
+        some = other.rows(self.target.select(other).mask)
+        everything = torch.ones(len(some.gaussians), dtype=torch.bool, device=some.gaussians.means.device)
+        return type(scene).cat([scene, self._moved(some, everything)])
+
 
 @dataclass(frozen=True)
 class Opacity(Edit):
@@ -130,8 +244,25 @@ class Opacity(Edit):
     kind: ClassVar[str] = "opacity"
     factor: float = 0.5
 
+    def apply(self, scene: Scene) -> Scene:
+        if self.factor < 0:
+            raise FeaturesplatError(
+                f"opacity: expected a factor of at least 0, got {self.factor:g}", "1 changes nothing."
+            )
+        mask, g = self.target.select(scene).mask, scene.gaussians
+        values = (g.opacities[mask] * self.factor).clamp(1e-6, 1 - 1e-6).logit()
+        return replace(scene, gaussians=replace(g, logit_opacities=_put(g.logit_opacities, mask, values)))
+
 
 KINDS: dict[str, type[Edit]] = {c.kind: c for c in (Remove, Extract, Recolor, Transform, Duplicate, Insert, Opacity)}
+
+
+def known_kinds() -> dict[str, type[Edit]]:
+    """All kinds of edits by name, those of the modes included."""
+    out = dict(KINDS)
+    for mode in registry.names("modes"):
+        out |= getattr(registry.load("modes", mode), "EDITS", {})
+    return out
 
 
 def edit_from_dict(values: dict[str, Any]) -> Edit:
@@ -140,38 +271,65 @@ def edit_from_dict(values: dict[str, Any]) -> Edit:
     Raises:
         FeaturesplatError: an unknown kind or key, or a value of the wrong type.
     """
-    raise NotImplementedError
+    if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
+        raise FeaturesplatError(
+            f"edit: expected entries with a kind, got {values!r:.80}", "Write kind: remove, for one."
+        )
+    kind = KINDS.get(values["kind"]) or known_kinds().get(values["kind"])
+    if kind is None:
+        close = difflib.get_close_matches(values["kind"], known_kinds(), n=1)
+        hint = f"Perhaps you meant '{close[0]}'. " if close else ""
+        known = ", ".join(known_kinds())
+        raise FeaturesplatError(f"edit: there is no kind '{values['kind']}'", f"{hint}Known: {known}.")
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in fields(kind)]
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if key == "kind":
+            continue
+        if key not in names:
+            close = difflib.get_close_matches(str(key), names, n=1)
+            hint = f"Perhaps you meant '{close[0]}'." if close else f"It has {', '.join(names)}."
+            raise FeaturesplatError(f"{kind.kind}: has no '{key}'", hint)
+        out[key] = Target.from_dict(value) if key == "target" else _typed(f"{kind.kind}: {key}", value, hints[key])
+    return kind(**out)
 
 
 class Edited:
     """A scene and the edits done to it. Undo and redo give back the very same tensors."""
 
     def __init__(self, scene: Scene):
-        raise NotImplementedError
+        self._scenes: list[Scene] = [scene]
+        self._edits: list[Edit] = []
+        self._done = 0
 
     @property
     def scene(self) -> Scene:
         """As it is now."""
-        raise NotImplementedError
+        return self._scenes[self._done]
 
     @property
     def original(self) -> Scene:
         """As it was given."""
-        raise NotImplementedError
+        return self._scenes[0]
 
     @property
     def edits(self) -> tuple[Edit, ...]:
         """What was done and not undone, in order."""
-        raise NotImplementedError
+        return tuple(self._edits[: self._done])
 
     @property
     def undone(self) -> tuple[Edit, ...]:
         """What `redo` would do, next first."""
-        raise NotImplementedError
+        return tuple(self._edits[self._done :])
 
     def apply(self, edit: Edit) -> Scene:
         """Do an edit; what was undone is forgotten. Unchanged when the edit raises."""
-        raise NotImplementedError
+        scene = edit.apply(self.scene)
+        self._edits = [*self.edits, edit]
+        self._scenes = [*self._scenes[: self._done + 1], scene]
+        self._done += 1
+        return scene
 
     def undo(self) -> Scene:
         """Take the last edit back.
@@ -179,7 +337,10 @@ class Edited:
         Raises:
             FeaturesplatError: there is none.
         """
-        raise NotImplementedError
+        if self._done == 0:
+            raise FeaturesplatError("undo: nothing has been done", "Edit something first.")
+        self._done -= 1
+        return self.scene
 
     def redo(self) -> Scene:
         """Do again what was undone last.
@@ -187,18 +348,110 @@ class Edited:
         Raises:
             FeaturesplatError: there is none.
         """
-        raise NotImplementedError
+        if self._done == len(self._edits):
+            raise FeaturesplatError("redo: nothing has been undone", "Undo something first.")
+        self._done += 1
+        return self.scene
+
+
+def apply_all(scene: Scene, edits: Sequence[Edit], told: Callable[[Edit], None] | None = None) -> Scene:
+    """A scene after several edits; ``told`` hears of each before it is done."""
+    for edit in edits:
+        if told is not None:
+            told(edit)
+        scene = edit.apply(scene)
+    return scene
 
 
 def save_edits(path: str | Path, edits: Sequence[Edit]) -> None:
     """Write edits as a YAML file."""
-    raise NotImplementedError
+    content = {"format": FORMAT, "edits": [e.to_dict() for e in edits]}
+    atomic_write_text(Path(path), yaml.safe_dump(content, sort_keys=False, width=10**9))
 
 
 def load_edits(path: str | Path) -> list[Edit]:
-    """Read what `save_edits`, or a person, wrote.
+    """Read what `save_edits`, or a person, wrote: ``edits:`` and a list of them, or the list alone.
 
     Raises:
         FeaturesplatError: missing, no YAML, or not edits.
     """
-    raise NotImplementedError
+    path = Path(path)
+    if not path.is_file():
+        raise FeaturesplatError(f"{path}: there is no such file of edits", "Check the path.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        said = str(error).splitlines()[0]
+        raise FeaturesplatError(
+            f"{path}: is no YAML ({said})", "Write it as 'featuresplat edit --help' shows."
+        ) from None
+    if isinstance(content, dict):
+        if isinstance(content.get("format", 1), int) and content.get("format", 1) > FORMAT:
+            raise FeaturesplatError(
+                f"{path}: is of format {content['format']}; known is {FORMAT}", "Update featuresplat."
+            )
+        content = content.get("edits")
+    if not isinstance(content, list) or not content:
+        raise FeaturesplatError(f"{path}: holds no list of edits", "Write 'edits:' and a list, each with a kind.")
+    return [edit_from_dict(entry) for entry in content]
+
+
+def _rows(scene: Scene, keep: Tensor) -> Scene:
+    out = scene.rows(keep)
+    pieces.inherit(scene.gaussians.means, out.gaussians.means, keep)
+    return out
+
+
+def _put(values: Tensor, mask: Tensor, new: Tensor) -> Tensor:
+    out = values.clone()
+    out[mask] = new.to(out)
+    return out
+
+
+def _other(scene: Scene, source: Path) -> Scene:
+    """Another scene to take Gaussians from: a run, or a file as a scene with this one's cameras."""
+    if source.is_dir():
+        return type(scene).load(source)
+    from featuresplat.io.formats import load_gaussians
+
+    if not source.is_file():
+        raise FeaturesplatError(f"insert: there is no run folder or file {source}", "Check the path.")
+    return type(scene)(gaussians=load_gaussians(source).gaussians, cameras=scene.cameras, units=scene.units)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return "(" + ", ".join(f"{v:.3g}" for v in value) + ")"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _typed(what: str, value: Any, hint: Any) -> Any:
+    """A plain value as the type of a field: str, bool, float, int, a tuple of floats, or one of these or None."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+        origin = typing.get_origin(hint)
+    good = False
+    if origin is tuple:
+        sizes = typing.get_args(hint)
+        good = isinstance(value, (list, tuple)) and (Ellipsis in sizes or len(value) == len(sizes))
+        if good and all(_is_number(v) for v in value):
+            return tuple(float(v) for v in value)
+        good = False
+    elif hint is float:
+        good = _is_number(value)
+        value = float(value) if good else value
+    elif hint is int:
+        good = isinstance(value, int) and not isinstance(value, bool)
+    elif hint in (str, bool):
+        good = isinstance(value, hint)
+    if not good:
+        wanted = getattr(hint, "__name__", str(hint)).replace("float", "number")
+        raise FeaturesplatError(f"{what}: expected {wanted}, got {value!r:.60}", "Mend the edit.")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

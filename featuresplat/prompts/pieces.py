@@ -9,7 +9,7 @@ labels spread over the graph of neighbouring Gaussians by a random walk that har
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,8 +91,25 @@ def pieces_of(scene: Scene, gaussians: Gaussians) -> Pieces:
     if found is not None and found[0]() is gaussians.means:
         return found[1]
     pieces = _divide(scene, gaussians)
-    _known[key] = (weakref.ref(gaussians.means, lambda _: _known.pop(key, None)), pieces)
+    _remember(gaussians.means, pieces)
     return pieces
+
+
+def inherit(before: Tensor, after: Tensor, rows: Tensor | None = None) -> None:
+    """Gaussians whose means were ``before`` are now at ``after``: the same ones, or some ``rows`` of them.
+
+    An edit leaves the pieces as they are, so they are not looked for again.
+    """
+    found = _known.get(id(before))
+    if found is None or found[0]() is not before:
+        return
+    scores = found[1].scores
+    _remember(after, replace(found[1], scores=scores if rows is None else scores[rows.to(scores.device)]))
+
+
+def _remember(means: Tensor, pieces: Pieces) -> None:
+    key = id(means)
+    _known[key] = (weakref.ref(means, lambda _: _known.pop(key, None)), pieces)
 
 
 def _divide(scene: Scene, gaussians: Gaussians) -> Pieces:
