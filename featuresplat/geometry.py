@@ -36,6 +36,13 @@ def rotmat_to_quat(rotmats: Tensor) -> Tensor:
     return torch.where(q[..., :1] < 0, -q, q)
 
 
+def quat_multiply(a: Tensor, b: Tensor) -> Tensor:
+    """Hamilton product a b of quaternions [..., 4], wxyz: first turn by b, then by a."""
+    w, v, s, u = a[..., :1], a[..., 1:], b[..., :1], b[..., 1:]
+    v, u = torch.broadcast_tensors(v, u)
+    return torch.cat([w * s - (v * u).sum(-1, keepdim=True), w * u + s * v + torch.linalg.cross(v, u)], dim=-1)
+
+
 def quat_scale_to_covar(quats: Tensor, scales: Tensor) -> Tensor:
     """Covariances R S S^T R^T, [..., 3, 3], of wxyz quaternions [..., 4] and standard deviations [..., 3]."""
     M = quat_to_rotmat(quats) * scales[..., None, :]
