@@ -14,9 +14,18 @@ import torch
 from torch import Tensor
 
 from featuresplat import memory, modes, raster, registry
-from featuresplat._training import CHECKPOINTS, claim, moments, on_interrupt, restore_moments, usable_device
+from featuresplat._training import (
+    CHECKPOINTS,
+    check_teacher,
+    claim,
+    moments,
+    on_interrupt,
+    restore_moments,
+    usable_device,
+    with_field,
+)
 from featuresplat.config import TrainConfig, load_config, to_dict
-from featuresplat.datasets import Dataset, load_dataset
+from featuresplat.datasets import Dataset
 from featuresplat.densify import make_strategy
 from featuresplat.errors import FeaturesplatError
 from featuresplat.evaluate import METRICS, measure, rendered_views
@@ -33,6 +42,7 @@ from featuresplat.losses import depth_loss
 from featuresplat.metrics import psnr
 from featuresplat.normalization import Normalization
 from featuresplat.poses import PoseRefiner
+from featuresplat.priors.depth import load_with_priors
 from featuresplat.scene import Scene
 from featuresplat.sweep import sweep
 from featuresplat.trainlog import TrainLog
@@ -73,6 +83,7 @@ def train(
     config = load_config(config) if isinstance(config, str) else config
     source = Path(source)
     folder = config.out or Path("runs") / (source.resolve().stem or "scene")
+    check_teacher(config)
     claim(folder, config)
     trainer = Trainer(source, replace(config, out=folder), progress)
     trainer.run(watch)
@@ -89,7 +100,7 @@ class Trainer:
         self.device = usable_device(config.device)
         self.generator = torch.Generator().manual_seed(config.seed)
         torch.manual_seed(config.seed)
-        self.dataset = load_dataset(source, config.data)
+        self.dataset = load_with_priors(source, config)
         if not self.dataset.train:
             raise FeaturesplatError(f"{source}: no image is left to train on", "Use --split all or add photographs.")
         self._plan_memory()
@@ -321,6 +332,7 @@ class Trainer:
         return Scene(
             gaussians=self.frame.undo(self.mode.at(None)),
             cameras=self._refined_cameras(),
+            fields=self.mode.fields(),
             mode=self.config.mode,
             mode_state=state,
             units=self.frame.units(),
@@ -329,6 +341,7 @@ class Trainer:
                 "source": str(self.source.resolve()),
                 "split": {"train": [names[i] for i in data.train], "test": [names[i] for i in data.test]},
                 "background": _background_of(self.config, data),
+                "full_sizes": data.full_sizes,
                 "training": {
                     "seconds": round(self.seconds, 3),
                     "steps": self.step_index,
@@ -352,7 +365,10 @@ class Trainer:
     def finish(self) -> Scene:
         """Write the run folder: the scene, its metrics and its report."""
         scene = self.scene()
-        scene.save(self.folder)
+        scene.save(self.folder)  # before the field, which may still fail
+        if self.config.teacher.name and not scene.fields:
+            scene = with_field(scene, self.dataset, self.config, self.device, self.progress)
+            scene.save(self.folder)
         atomic_write_json(self.folder / METRICS, measure(scene, self.dataset, self.config.backend))
         if self.config.report:
             from featuresplat.report import write_report

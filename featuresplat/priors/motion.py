@@ -227,7 +227,7 @@ def _mask_files(film: Film, folder: Path) -> np.ndarray:
             raise FeaturesplatError(f"{path}: is no picture ({error}).", "Write it again.") from None
         if abs(mask.shape[1] * height / (mask.shape[0] * width) - 1) > 0.02:
             raise FeaturesplatError(
-                f"{path}: expected the proportions of its frame, {width}x{height}, got {mask.shape[1]}x{mask.shape[0]}.",
+                f"{path}: expected the proportions of its frame, {width}x{height}, got {mask.shape[1]}x{mask.shape[0]}",
                 "Store masks in the size of the frame or a fraction of it.",
             )
         out.append(opencv().resize((mask > 0).astype(np.float32), (width, height)) > 0.5)

@@ -1,0 +1,336 @@
+"""Nodes from point tracks: complete the tracks by their neighbours, choose nodes among them, refine all together.
+
+Where depth is known along a track, it is a path in space; where it is not, depths are found with the motion, from
+rigidity: each track starts at the depth of its surroundings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from featuresplat.geometry import rotmat_to_quat
+from featuresplat.modes._motion import dualquat, losses
+from featuresplat.modes._motion.nodes import Nodes, neighbours, sample_times
+
+NEAR = 16
+"""Neighbours that a track's unseen times are completed from."""
+FOLLOW = 4
+"""Nodes that a track follows."""
+EDGES = 8
+"""Neighbours of a node in the rigidity terms."""
+FRAMES = 24
+"""Frames looked at in one step of the refinement."""
+
+
+@dataclass
+class Paths:
+    """P points as cameras saw them over T frames, in the training frame.
+
+    Attributes:
+        rays: [P, T, 2] x/z and y/z in the camera of that frame; anything where not seen.
+        seen: bool [P, T].
+        depth: [P, T] z in that camera, 0 = unknown.
+        viewmats: [T, 4, 4] world-to-camera.
+        guess: [P] z at the first frame in which the point is seen, for points without any depth.
+    """
+
+    rays: Tensor
+    seen: Tensor
+    depth: Tensor
+    viewmats: Tensor
+    guess: Tensor | None = None
+
+    @property
+    def has_depth(self) -> bool:
+        return bool((self.depth > 0).any())
+
+    def world(self, depth: Tensor) -> Tensor:
+        """[P, T, 3] the points at given depths [P, T]."""
+        local = torch.cat([self.rays, torch.ones_like(depth[..., None])], -1) * depth[..., None]
+        R, t = self.viewmats[:, :3, :3], self.viewmats[:, :3, 3]
+        return torch.einsum("tji,ptj->pti", R, local - t)
+
+    def local(self, points: Tensor, frames: Tensor) -> Tensor:
+        """[P, F, 3] world points [P, F, 3] in the cameras of the frames."""
+        R, t = self.viewmats[frames, :3, :3], self.viewmats[frames, :3, 3]
+        return torch.einsum("tij,ptj->pti", R, points) + t
+
+
+def fit_motion(
+    paths: Paths, times: Tensor, most_nodes: int, *, steps: int = 300, rigidity: float = 1.0, seed: int = 0
+) -> Nodes | None:
+    """Nodes that move as the tracks say.
+
+    Args:
+        paths: the tracks. times: [T] of the frames. most_nodes: M at most.
+        steps: of the refinement. rigidity: weight of the terms that hold neighbours together.
+
+    Returns:
+        Nodes, or None where fewer than four tracks can be placed.
+    """
+    start = _placed(paths)
+    if start is None:
+        return None
+    points, known = start
+    if len(points) < 4:
+        return None
+    full = complete(points, known)
+    if not paths.has_depth:
+        full = _settle_depths(paths, full)
+    seen_by = known.float().mean(1)
+    chosen = spread(full, seen_by, most_nodes)
+    rest = int(known.sum(0).argmax())
+    nodes = _nodes(full, chosen, times, rest)
+    return refine(nodes, paths, full, known, steps=steps, rigidity=rigidity, seed=seed)
+
+
+def _placed(paths: Paths) -> tuple[Tensor, Tensor] | None:
+    """World points [P, T, 3] and where they are known [P, T]; without depth all at the depth guessed for each track."""
+    if paths.has_depth:
+        known = paths.seen & (paths.depth > 0)
+        good = known.sum(1) >= 2
+        paths.rays, paths.seen, paths.depth = paths.rays[good], paths.seen[good], paths.depth[good]
+        known = known[good]
+        return paths.world(torch.where(known, paths.depth, torch.ones_like(paths.depth))), known
+    if paths.guess is None:
+        return None
+    first = paths.seen.float().argmax(1)
+    rows = torch.arange(len(first))
+    # The distance to the camera is kept: a first guess, which rigidity corrects.
+    depth = paths.guess[:, None].expand_as(paths.depth)
+    anchor = paths.world(depth)[rows, first]
+    depth = (torch.einsum("tij,pj->pti", paths.viewmats[:, :3, :3], anchor) + paths.viewmats[:, :3, 3])[..., 2]
+    return paths.world(depth.clamp_min(1e-3)), paths.seen
+
+
+def affinity(points: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """The ``NEAR`` neighbours [P, J] of each track and weights [P, J]: near while both are seen, at a steady distance.
+
+    Args:
+        points: [P, T, 3]. known: bool [P, T].
+    """
+    count = len(points)
+    some = sample_times(points.shape[1], 36)
+    x, k = points[:, some], known[:, some].float()
+    both = torch.zeros(count, count)
+    total, square = torch.zeros_like(both), torch.zeros_like(both)
+    for s in range(len(some)):
+        d = torch.cdist(x[:, s], x[:, s])
+        pair = k[:, s, None] * k[None, :, s]
+        both += pair
+        total += pair * d
+        square += pair * d * d
+    mean = total / both.clamp_min(1)
+    change = (square / both.clamp_min(1) - mean**2).clamp_min(0).sqrt()
+    mean = torch.where(both > 0, mean, torch.inf).fill_diagonal_(torch.inf)
+    near = min(NEAR, count - 1)
+    # Mostly the nearest; those that were hardly seen together, or whose distance changes, count as further away.
+    cost = mean + 2 * change + mean / both.clamp_min(1)
+    value, ids = cost.topk(near, largest=False)
+    reach = value[:, : max(1, near // 4)].mean(1, keepdim=True)
+    finite = value.isfinite() & reach.isfinite()
+    scale = torch.where(finite, reach, torch.ones_like(reach)).clamp_min(1e-9)
+    closeness = torch.exp(-0.5 * (torch.where(finite, value, torch.zeros_like(value)) / (1.5 * scale)) ** 2)
+    return ids, torch.where(finite, closeness, torch.zeros_like(value))
+
+
+def complete(points: Tensor, known: Tensor) -> Tensor:
+    """[P, T, 3] with the unknown times filled: carried from frame to frame by the rigid motion of the neighbours.
+
+    Between two known times the ways from both ends are blended; without any neighbour a point stays where it was.
+    """
+    ids, weights = affinity(points, known)
+    forward, backward = _carried(points, known, ids, weights, 1), _carried(points, known, ids, weights, -1)
+    (ahead, since), (behind, until) = forward, backward
+    share = torch.where(since.isinf(), 1.0, torch.where(until.isinf(), 0.0, since / (since + until).clamp_min(1)))
+    filled = torch.where(since.isinf()[..., None], behind, torch.where(until.isinf()[..., None], ahead, 0))
+    both = ~since.isinf() & ~until.isinf()
+    mixed = torch.lerp(ahead.nan_to_num(), behind.nan_to_num(), share.nan_to_num()[..., None])
+    return torch.where(known[..., None], points, torch.where(both[..., None], mixed, filled))
+
+
+def _carried(points: Tensor, known: Tensor, ids: Tensor, weights: Tensor, sign: int) -> tuple[Tensor, Tensor]:
+    """Paths carried in one direction of time [P, T, 3], and frames since the point was last known [P, T]."""
+    count = points.shape[1]
+    order = list(range(count)) if sign > 0 else list(range(count - 1, -1, -1))
+    out = torch.where(known[..., None], points, torch.zeros_like(points))
+    since = torch.where(known, 0.0, torch.inf)
+    for before, now in pairwise(order):
+        here = since[:, before].isfinite()
+        lost = (here & ~known[:, now]).nonzero()[:, 0]
+        if not len(lost):
+            continue
+        near = ids[lost]
+        usable = known[near, before] & known[near, now]
+        # Those that were carried themselves help a little: they keep a body together that has left the picture.
+        w = weights[lost] * torch.where(usable, 1.0, 0.0)
+        R, t = dualquat.kabsch(out[near, before], points[near, now].nan_to_num(), w)
+        moved = (R @ out[lost, before, :, None])[..., 0] + t
+        alone = w.sum(1) < 0.02
+        out[lost, now] = torch.where(alone[:, None], out[lost, before], moved)
+        since[lost, now] = since[lost, before] + 1
+    return out, since
+
+
+def spread(paths: Tensor, merit: Tensor, most: int) -> Tensor:
+    """Indices of at most ``most`` paths that are far from each other, seen well ones first (farthest-point sampling).
+
+    Args:
+        paths: [P, T, 3]. merit: [P] 0..1.
+    """
+    flat = paths[:, sample_times(paths.shape[1])].reshape(len(paths), -1)
+    distance = torch.full((len(flat),), torch.inf)
+    chosen = [int(merit.argmax())]
+    for _ in range(min(most, len(flat)) - 1):
+        distance = torch.minimum(distance, (flat - flat[chosen[-1]]).square().sum(1))
+        best = int((distance * (0.2 + merit) ** 2).argmax())
+        if float(distance[best]) <= 0:
+            break
+        chosen.append(best)
+    return torch.tensor(chosen)
+
+
+def _nodes(paths: Tensor, chosen: Tensor, times: Tensor, rest: int) -> Nodes:
+    """Nodes at the chosen paths, turned as their surroundings turn."""
+    centres = paths[chosen]
+    quats = torch.zeros(len(chosen), paths.shape[1], 4)
+    quats[..., 0] = 1
+    nodes = Nodes(times, centres, quats, torch.zeros(len(chosen)), rest)
+    some = sample_times(paths.shape[1], 12)
+    near = neighbours(paths[:, some], centres[:, some], min(NEAR, len(paths)))  # [M, J] among all paths
+    lengths = (paths[near][:, :, some] - centres[:, None, some]).norm(dim=-1)
+    reach = lengths.mean(-1)[:, -1:].clamp_min(1e-9)
+    weights = torch.exp(-0.5 * (lengths.std(-1, correction=0) / (0.2 * reach)) ** 2)
+    source = paths[near, rest][:, None].expand(-1, paths.shape[1], -1, -1)
+    target = paths[near].transpose(1, 2)
+    R, _ = dualquat.kabsch(source, target, weights[:, None].expand(-1, paths.shape[1], -1))
+    nodes.quats = _one_side(rotmat_to_quat(R))
+    nodes.log_radii = node_radii(nodes)
+    return nodes
+
+
+def node_radii(nodes: Nodes) -> Tensor:
+    """[M] log of the mean distance to the three nearest nodes by path."""
+    some = sample_times(nodes.positions.shape[1])
+    paths = nodes.positions[:, some]
+    ids = neighbours(paths, paths, 4)
+    lengths = (paths[ids] - paths[:, None]).square().sum(-1).mean(-1).sqrt()
+    return lengths[:, 1:].mean(1).clamp_min(1e-6).log() if lengths.shape[1] > 1 else lengths.new_zeros(len(nodes))
+
+
+def _one_side(quats: Tensor) -> Tensor:
+    """The same rotations over time [M, T, 4], each quaternion on the side of the one before."""
+    out = quats.clone()
+    for t in range(1, quats.shape[1]):
+        side = torch.where((out[:, t] * out[:, t - 1]).sum(-1, keepdim=True) < 0, -1.0, 1.0)
+        out[:, t] = out[:, t] * side
+    return out
+
+
+def refine(
+    nodes: Nodes, paths: Paths, full: Tensor, known: Tensor, *, steps: int, rigidity: float, seed: int = 0
+) -> Nodes:
+    """Fit the nodes to all tracks at once, with neighbours held together and no jerks (Adam).
+
+    Each track is anchored at the time at which its neighbourhood is best known, goes to the rest frame and from there
+    to every time; without depth the anchor moves along its ray, too.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = nodes.log_radii.exp().median().clamp_min(1e-9)
+    positions, quats = nodes.positions.clone().requires_grad_(), nodes.quats.clone().requires_grad_()
+    anchor = (known.float() * known.float().sum(0)).argmax(1)
+    rows = torch.arange(len(full))
+    some = sample_times(full.shape[1])
+    ids = neighbours(nodes.positions[:, some], full[:, some], FOLLOW)
+    depth = (full[rows, anchor] @ paths.viewmats[0, :3, :3].T).new_zeros(len(full)).requires_grad_()
+    rate = 0.02 * float(size)
+    groups = [{"params": [positions], "lr": rate}, {"params": [quats], "lr": 0.01}]
+    if not paths.has_depth:
+        groups.append({"params": [depth], "lr": 0.01})
+    adam = torch.optim.Adam(groups, betas=(0.9, 0.95))
+    place = paths.local(full, torch.arange(full.shape[1]))[rows, anchor]  # [P, 3] in the anchor's camera
+    R, shift = paths.viewmats[anchor, :3, :3], paths.viewmats[anchor, :3, 3]
+    edges = losses.edges_of(nodes, EDGES)
+    for step in range(steps):
+        for group, first in zip(adam.param_groups, (rate, 0.01, 0.01), strict=False):
+            group["lr"] = first * (1 - 0.9 * step / steps)
+        now = Nodes(nodes.times, positions, quats, nodes.log_radii, nodes.rest)
+        start = (R.transpose(1, 2) @ (place * depth.exp()[:, None] - shift)[..., None])[..., 0]
+        frames = torch.randperm(full.shape[1], generator=generator)[:FRAMES].sort().values
+        error = _track_error(now, paths, known, start, anchor, ids, frames)
+        gap = torch.randint(1, max(2, min(6, full.shape[1])), (len(frames),), generator=generator)
+        others = (frames + gap) % full.shape[1]
+        place_jerk, turn_jerk = losses.acceleration(now)
+        loss = error / size
+        loss = loss + rigidity * 4 * (losses.arap(now, *edges, frames, others) / size**2)
+        loss = loss + rigidity * 2 * losses.turn_smoothness(now, *edges, frames, others)
+        loss = loss + 4 * place_jerk / size**2 + 10 * turn_jerk
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    out = Nodes(nodes.times, positions.detach(), normalize(quats.detach(), dim=-1), nodes.log_radii, nodes.rest)
+    out.log_radii = node_radii(out)
+    return out
+
+
+def _track_error(nodes: Nodes, paths: Paths, known: Tensor, start: Tensor, anchor: Tensor, ids: Tensor, frames: Tensor):
+    """Mean distance, robust, between where the nodes carry the tracks and where they were seen."""
+    motions = nodes.frames()  # [M, T, 8]
+    size = nodes.log_radii.exp().median()
+    home = motions[ids, anchor[:, None]]  # [P, K, 8]
+    centres = nodes.positions[ids, anchor[:, None]]
+    d2 = ((start[:, None] - centres) ** 2).sum(-1).detach()
+    weights = torch.softmax(-0.5 * d2 * (-2 * nodes.log_radii)[ids].exp(), dim=1)
+    back = dualquat.inverse(dualquat.blend(home, weights))
+    rest = dualquat.apply(back, start)
+    there = dualquat.blend(motions[:, frames][ids].transpose(1, 2), weights[:, None].expand(-1, len(frames), -1))
+    local = paths.local(dualquat.apply(there, rest[:, None]), frames)
+    z = local[..., 2].clamp_min(1e-3)
+    across = local[..., :2] - paths.rays[:, frames] * z[..., None]
+    deep = torch.where(paths.depth[:, frames] > 0, z - paths.depth[:, frames], torch.zeros_like(z))
+    seen = known[:, frames] if paths.has_depth else paths.seen[:, frames]
+    across = torch.where(seen[..., None], across, torch.zeros_like(across))
+    square = across.square().sum(-1) + torch.where(seen, deep, torch.zeros_like(deep)).square()
+    soft = 0.1 * size
+    return (((square + soft**2).sqrt() - soft) * seen).sum() / seen.sum().clamp_min(1)
+
+
+def _settle_depths(paths: Paths, full: Tensor) -> Tensor:
+    """Paths whose depths agree with their neighbours': distances between neighbours are kept over time, all rays held.
+
+    Alternates between the depths of all points at all times; the first guess has each point at a steady depth.
+    """
+    ids, weights = affinity(full, paths.seen)
+    count = full.shape[1]
+    local = paths.local(full, torch.arange(count))
+    rays = torch.cat([local[..., :2] / local[..., 2:].clamp_min(1e-3), torch.ones_like(local[..., :1])], -1)
+    log_depth = local[..., 2].clamp_min(1e-3).log().requires_grad_()
+    adam = torch.optim.Adam([log_depth], lr=0.005)
+    size = (full[ids] - full[:, None]).norm(dim=-1).mean()
+    length = torch.zeros(ids.shape, requires_grad=True)
+    adam.add_param_group({"params": [length], "lr": 0.01})
+    with torch.no_grad():
+        seen = (paths.seen[ids] & paths.seen[:, None]).float()
+        first = (full[ids] - full[:, None]).norm(dim=-1)
+        length.data = ((first * seen).sum(-1) / seen.sum(-1).clamp_min(1)).clamp_min(1e-6).log()
+        reference = log_depth.detach().clone()
+    for _ in range(200):
+        points = rays * log_depth.exp()[..., None]
+        world = torch.einsum("tji,ptj->pti", paths.viewmats[:, :3, :3], points - paths.viewmats[:, :3, 3])
+        frames = torch.randperm(count)[:FRAMES]
+        gap = (world[:, frames][ids] - world[:, None, frames]).norm(dim=-1)
+        stretch = (
+            (((gap - length.exp()[..., None]) / size) ** 2 * weights[..., None]).sum() / weights.sum() / len(frames)
+        )
+        jerk = ((world[:, 2:] - 2 * world[:, 1:-1] + world[:, :-2]) / size).square().sum(-1).mean()
+        hold = (log_depth - reference).square().mean()
+        loss = stretch + 2 * jerk + 0.1 * hold
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    return world.detach()

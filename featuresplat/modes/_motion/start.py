@@ -1,0 +1,341 @@
+"""What the training of a moving scene starts from: still points, moving points, nodes, and masks of what moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from featuresplat import modes, priors
+from featuresplat.modes._motion import dualquat
+from featuresplat.modes._motion.fit import Paths, fit_motion
+from featuresplat.modes._motion.nodes import Nodes, neighbours, sample_times
+from featuresplat.priors.film import Progress, opencv, silent
+from featuresplat.types import PointCloud
+
+KEYFRAMES = 13
+"""Frames that points are taken from."""
+TRACKS = 900
+"""Tracks that nodes are fitted to; more cost time and tell little new."""
+COVERED = 3
+"""Pixels around a point that already stands for a surface."""
+
+
+@dataclass
+class Start:
+    """In the training frame.
+
+    Attributes:
+        still: points that hold still, or None where there are none.
+        moving: points that move, in the nodes' rest frame.
+        nodes: how they move; without any, everything may move by nodes that have yet to learn how.
+        masks: bool [M, H, W] by training image, at the film's reduced size; or None.
+    """
+
+    still: PointCloud | None
+    moving: PointCloud
+    nodes: Nodes
+    masks: Tensor | None
+
+
+def start_of(inputs: modes.ModeInputs, progress: Progress = silent) -> Start:
+    """Look at the film: what moves, how, and where its surfaces are.
+
+    Raises:
+        FeaturesplatError: no times, one time only, priors that do not fit.
+    """
+    config, dataset = inputs.config, inputs.dataset
+    assert dataset is not None  # only tests of other modes leave it out
+    film = priors.film_of(dataset, config.priors.flow, progress)
+    if not (one_camera(film) and (config.priors.flow or film.continuous)):
+        return _without_film(inputs, film)
+    masks = priors.moving_masks(film, config.priors.masks)
+    tracks = _tracks(inputs, film, masks)
+    paths = _paths(inputs, film, tracks, masks)
+    times = torch.tensor(film.times, dtype=torch.float32)
+    progress("motion", 0, 1)
+    nodes = fit_motion(paths, times, config.dynamic.nodes, steps=config.dynamic.fit_steps, seed=config.seed)
+    if nodes is None:
+        return _without_film(inputs, film)
+    still, moving = _points(inputs, film, masks, paths, nodes)
+    order = torch.tensor(film.indices).argsort()
+    return Start(still, moving, nodes, torch.from_numpy(masks)[order])
+
+
+def one_camera(film: priors.Film) -> bool:
+    """Whether each time has one frame: several cameras at once are no film."""
+    return len(np.unique(film.times)) == len(film)
+
+
+def _tracks(inputs: modes.ModeInputs, film: priors.Film, masks: np.ndarray) -> priors.Tracks:
+    path = inputs.config.priors.tracks
+    tracks = priors.track(film, masks) if path is None else priors.read_tracks(path, film)
+    if len(tracks) > TRACKS:
+        # The long ones first, but not all of them: what shows only for a while needs its own.
+        order = np.random.default_rng(inputs.config.seed).permutation(len(tracks))
+        length = tracks.visible[order].sum(1)
+        keep = np.concatenate([order[: TRACKS // 2], order[np.argsort(-length, kind="stable")]])
+        _, first = np.unique(keep, return_index=True)
+        keep = keep[np.sort(first)][:TRACKS]
+        tracks = priors.Tracks(tracks.uv[keep], tracks.visible[keep], tracks.depth[keep])
+    return tracks
+
+
+def _viewmats(inputs: modes.ModeInputs, film: priors.Film) -> Tensor:
+    """[T, 4, 4] of the film's frames, in the training frame."""
+    return inputs.cameras.viewmats[film.indices].float()
+
+
+def _rays(film: priors.Film, uv: Tensor) -> Tensor:
+    """[P, T, 2] x/z and y/z of pixels [P, T, 2]."""
+    K = torch.tensor(film.Ks, dtype=torch.float32)
+    return (uv - K[:, :2, 2]) / torch.stack([K[:, 0, 0], K[:, 1, 1]], -1)
+
+
+def _paths(inputs: modes.ModeInputs, film: priors.Film, tracks: priors.Tracks, masks: np.ndarray) -> Paths:
+    uv = torch.from_numpy(tracks.uv).nan_to_num()
+    seen = torch.from_numpy(tracks.visible)
+    depth = torch.from_numpy(tracks.depth) * inputs.frame.scale
+    viewmats = _viewmats(inputs, film)
+    paths = Paths(_rays(film, uv), seen, depth, viewmats)
+    if not paths.has_depth and len(tracks):
+        paths.guess = _guess(inputs, film, tracks, masks)
+    return paths
+
+
+def _guess(inputs: modes.ModeInputs, film: priors.Film, tracks: priors.Tracks, masks: np.ndarray) -> Tensor:
+    """[P] z at the first frame of each track: of the start points that show there, else of what it stands on."""
+    viewmats = _viewmats(inputs, film)
+    width, height = film.size
+    floor = _floor(inputs, film, viewmats, masks)
+    first = tracks.visible.argmax(1)
+    out = np.zeros(len(tracks), np.float32)
+    points = inputs.points
+    for t in np.unique(first):
+        rows = np.nonzero(first == t)[0]
+        at = tracks.uv[rows, t]
+        z = floor[t][at[:, 1].astype(int).clip(0, height - 1), at[:, 0].astype(int).clip(0, width - 1)]
+        if points is not None and len(points):
+            uv, depth = _seen_points(points.xyz, viewmats[t], film, int(t))
+            inside = masks[t][uv[:, 1].astype(int), uv[:, 0].astype(int)]
+            if inside.sum() >= 3:
+                distance, nearest = KDTree(uv[inside]).query(at, k=3)
+                on_points = np.median(depth[inside][nearest], axis=1)
+                # A point behind the moving thing shows through it: what stands on the floor is not behind it.
+                believed = (distance[:, 0] < 0.03 * width) & (on_points < 1.15 * z)
+                z = np.where(believed, on_points, z)
+        out[rows] = z
+    return torch.from_numpy(np.maximum(out, 1e-3))
+
+
+def _seen_points(xyz: Tensor, viewmat: Tensor, film: priors.Film, t: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [Q, 2] and z [Q] of the points that project into frame t."""
+    local = (xyz.float() @ viewmat[:3, :3].T + viewmat[:3, 3]).numpy()
+    K = film.Ks[t]
+    z = local[:, 2]
+    uv = local[:, :2] / np.maximum(z, 1e-6)[:, None] * [K[0, 0], K[1, 1]] + [K[0, 2], K[1, 2]]
+    inside = (z > 1e-3) & (uv >= 0).all(1) & (uv < film.size).all(1)
+    return uv[inside], z[inside]
+
+
+def _floor(inputs: modes.ModeInputs, film: priors.Film, viewmats: Tensor, masks: np.ndarray) -> np.ndarray:
+    """[T, H, W] z at which moving things stand: of the still points below each blob's lowest pixels."""
+    cv2 = opencv()
+    width, height = film.size
+    out = np.zeros((len(film), height, width), np.float32)
+    for t in range(len(film)):
+        uv, z = np.zeros((0, 2)), np.zeros(0)
+        if inputs.points is not None and len(inputs.points):
+            uv, z = _seen_points(inputs.points.xyz, viewmats[t], film, t)
+            still = ~masks[t][uv[:, 1].astype(int), uv[:, 0].astype(int)]
+            uv, z = uv[still], z[still]
+        out[t] = np.median(z) if len(z) else 1.0
+        if len(z) < 8:
+            continue
+        tree = KDTree(uv)
+        count, labels = cv2.connectedComponents(masks[t].astype(np.uint8))
+        for k in range(1, count):
+            rows, cols = np.nonzero(labels == k)
+            low = rows >= np.quantile(rows, 0.97)
+            foot = np.array([np.median(cols[low]), rows.max() + 2.0])
+            _, near = tree.query(foot, k=8)
+            out[t][labels == k] = np.median(z[near])
+    return out
+
+
+def _points(
+    inputs: modes.ModeInputs, film: priors.Film, masks: np.ndarray, paths: Paths, nodes: Nodes
+) -> tuple[PointCloud | None, PointCloud]:
+    """Still and moving start points from key frames, each where those before left a surface uncovered."""
+    viewmats = _viewmats(inputs, film)
+    budget = inputs.config.model.budget
+    keys = np.unique(np.linspace(0, len(film) - 1, min(KEYFRAMES, len(film))).round().astype(int))
+    keys = sorted(keys, key=lambda t: abs(int(t) - nodes.rest))
+    moving = _Cover(film, viewmats, nodes)
+    still = _Cover(film, viewmats, None)
+    if inputs.points is not None and len(inputs.points):
+        static = _that_hold_still(inputs, film, viewmats, masks)
+        still.add(static.xyz.float(), static.rgb.float())
+    most_still = max(budget // 2 - len(still.xyz), 0)
+    for t in (int(t) for t in keys):
+        depth = None if film.depth is None else film.depth[t] * inputs.frame.scale
+        if depth is not None:
+            still.extend(t, ~masks[t], depth, max(1, most_still // 4), step=2)
+        moving.extend(t, masks[t], _depth_of_tracks(film, paths, nodes, t) if depth is None else depth, 100_000)
+    cloud = moving.cloud(inputs.config.dynamic.moving, inputs.config.seed)
+    if len(still.xyz) == 0:
+        return None, cloud
+    return still.cloud(max(budget // 2, 1), inputs.config.seed), cloud
+
+
+def _depth_of_tracks(film: priors.Film, paths: Paths, nodes: Nodes, t: int) -> np.ndarray:
+    """[H, W] z of the moving parts in frame t, from the nodes: each pixel at the depth of the nodes that show near."""
+    width, height = film.size
+    local = nodes.positions[:, t] @ paths.viewmats[t, :3, :3].T + paths.viewmats[t, :3, 3]
+    K, z = film.Ks[t], local[:, 2].clamp_min(1e-3).numpy()
+    uv = local[:, :2].numpy() / z[:, None] * [K[0, 0], K[1, 1]] + [K[0, 2], K[1, 2]]
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    distance, near = KDTree(uv).query(np.stack([x.ravel(), y.ravel()], 1), k=min(4, len(uv)))
+    distance, near = distance.reshape(width * height, -1), near.reshape(width * height, -1)
+    weight = 1 / (distance + 1.0) ** 2
+    # The nearer surface of those around is the one that shows.
+    weight = weight * np.exp(-20 * (z[near] / z[near].min(1, keepdims=True) - 1))
+    return ((weight * z[near]).sum(1) / weight.sum(1)).reshape(height, width).astype(np.float32)
+
+
+def _that_hold_still(inputs: modes.ModeInputs, film: priors.Film, viewmats: Tensor, masks: np.ndarray) -> PointCloud:
+    """The start points that hold still.
+
+    Points may have been measured at one time: those of a moving thing lie under a mask then, and at other times the
+    frames show something else in their place, in colour or, where it is known, in depth.
+    """
+    points = inputs.points
+    assert points is not None  # the caller has looked
+    count = len(points)
+    masked, open_, alike = np.zeros(count), np.zeros(count), np.zeros(count)
+    colors = points.rgb.numpy()
+    for t in range(0, len(film), max(1, len(film) // 24)):
+        local = (points.xyz.float() @ viewmats[t, :3, :3].T + viewmats[t, :3, 3]).numpy()
+        K, z = film.Ks[t], local[:, 2]
+        uv = local[:, :2] / np.maximum(z, 1e-6)[:, None] * [K[0, 0], K[1, 1]] + [K[0, 2], K[1, 2]]
+        inside = (z > 1e-3) & (uv >= 0).all(1) & (uv < film.size).all(1)
+        col, row = (np.where(inside, uv[:, k], 0).astype(int) for k in (0, 1))
+        under = masks[t][row, col]
+        masked += inside & under
+        open_ += inside & ~under
+        same = np.abs(film.images[t][row, col] / 255.0 - colors).max(1) < 0.15
+        if film.depth is not None:
+            there = film.depth[t][row, col] * inputs.frame.scale
+            same = np.where(there > 0, there < 1.03 * z, same)
+        alike += inside & ~under & same
+    still = (masked == 0) | (alike > 0.5 * open_)
+    keep = torch.from_numpy(still)
+    return PointCloud(points.xyz[keep], points.rgb[keep])
+
+
+class _Cover:
+    """Points that grow key frame by key frame, where no surface is yet."""
+
+    def __init__(self, film: priors.Film, viewmats: Tensor, nodes: Nodes | None):
+        self.film, self.viewmats, self.nodes = film, viewmats, nodes
+        self.xyz, self.rgb = torch.zeros(0, 3), torch.zeros(0, 3)
+        self.motions = None if nodes is None else nodes.frames()  # [M, T, 8]
+
+    def add(self, xyz: Tensor, rgb: Tensor) -> None:
+        self.xyz, self.rgb = torch.cat([self.xyz, xyz]), torch.cat([self.rgb, rgb])
+
+    def cloud(self, most: int, seed: int) -> PointCloud:
+        keep = torch.randperm(len(self.xyz), generator=torch.Generator().manual_seed(seed))[:most].sort().values
+        return PointCloud(self.xyz[keep], self.rgb[keep])
+
+    def extend(self, t: int, mask: np.ndarray, depth: np.ndarray, most: int, step: int = 1) -> None:
+        """Take the pixels of frame t in the mask, of known depth, that no point covers."""
+        film, viewmat = self.film, self.viewmats[t]
+        wanted = mask & (depth > 0) & ~self._covered(t, depth)
+        wanted[::2] &= step == 1
+        wanted[:, ::2] &= step == 1
+        rows, cols = np.nonzero(wanted)
+        if len(rows) > most:
+            keep = np.random.default_rng(t).permutation(len(rows))[:most]
+            rows, cols = rows[keep], cols[keep]
+        if not len(rows):
+            return
+        z = torch.from_numpy(depth[rows, cols]).float()
+        K = film.Ks[t]
+        x = torch.from_numpy((cols + 0.5 - K[0, 2]) / K[0, 0]).float() * z
+        y = torch.from_numpy((rows + 0.5 - K[1, 2]) / K[1, 1]).float() * z
+        xyz = (torch.stack([x, y, z], 1) - viewmat[:3, 3]) @ viewmat[:3, :3]
+        if self.nodes is not None:
+            xyz = to_rest(self.nodes, xyz, t)
+        self.add(xyz, torch.from_numpy(film.images[t][rows, cols]).float() / 255.0)
+
+    def _covered(self, t: int, depth: np.ndarray) -> np.ndarray:
+        """Bool [H, W]: pixels near which a point lies at about the depth that is seen."""
+        near = np.zeros(depth.shape, np.uint8)
+        if not len(self.xyz):
+            return near > 0
+        xyz = self.xyz
+        if self.nodes is not None and self.motions is not None:
+            ids = follow(self.nodes, xyz, self.nodes.rest, 3)
+            weights = weights_of(self.nodes, xyz, self.nodes.rest, ids)
+            xyz = dualquat.apply(dualquat.blend(self.motions[:, t][ids], weights), xyz)
+        uv, z = _seen_points(xyz, self.viewmats[t], self.film, t)
+        rows, cols = uv[:, 1].astype(int), uv[:, 0].astype(int)
+        like = np.abs(z - depth[rows, cols]) < 0.05 * z
+        near[rows[like], cols[like]] = 1
+        return opencv().dilate(near, np.ones((2 * COVERED + 1,) * 2, np.uint8)) > 0
+
+
+def follow(nodes: Nodes, points: Tensor, t: int, count: int) -> Tensor:
+    """[N, K] nodes that points [N, 3] of frame t follow: near in place, then near in the path that this gives."""
+    count = min(count, len(nodes))
+    place = nodes.positions[:, t]
+    ids = torch.cat([torch.cdist(part, place).topk(count, largest=False).indices for part in points.split(4096)])
+    some = sample_times(nodes.positions.shape[1])
+    motions = nodes.frames()
+    weights = weights_of(nodes, points, t, ids)
+    back = dualquat.inverse(dualquat.blend(motions[ids, t], weights))
+    rest = dualquat.apply(back, points)
+    there = torch.stack([dualquat.apply(dualquat.blend(motions[ids, s], weights), rest) for s in some], dim=1)
+    return neighbours(nodes.positions[:, some], there, count)
+
+
+def weights_of(nodes: Nodes, points: Tensor, t: int, ids: Tensor) -> Tensor:
+    """[N, K] RBF weights of points [N, 3] in frame t towards the nodes ``ids``."""
+    d2 = ((points[:, None] - nodes.positions[ids, t]) ** 2).sum(-1)
+    return torch.softmax(-0.5 * d2 * (-2 * nodes.log_radii)[ids].exp(), dim=1)
+
+
+def to_rest(nodes: Nodes, points: Tensor, t: int, count: int = 4) -> Tensor:
+    """Points [N, 3] of frame t in the rest frame."""
+    ids = follow(nodes, points, t, count)
+    back = dualquat.blend(nodes.frames()[ids, t], weights_of(nodes, points, t, ids))
+    return dualquat.apply(dualquat.inverse(back), points)
+
+
+def _without_film(inputs: modes.ModeInputs, film: priors.Film) -> Start:
+    """No film (several cameras at once, jumps, nothing that moves): everything may move, by nodes still at rest."""
+    from featuresplat.modes.static import start_points
+
+    cloud = start_points(inputs.config, inputs.cameras, inputs.points)
+    count = min(inputs.config.dynamic.nodes, len(cloud))
+    centres = _far_apart(cloud.xyz.float(), count)
+    times = torch.tensor(np.unique(film.times), dtype=torch.float32)
+    positions = centres[:, None].repeat(1, len(times), 1)
+    quats = torch.zeros(count, len(times), 4)
+    quats[..., 0] = 1
+    from featuresplat.modes._motion.fit import node_radii
+
+    nodes = Nodes(times, positions, quats, torch.zeros(count))
+    nodes.log_radii = node_radii(nodes)
+    return Start(None, PointCloud(cloud.xyz.float(), cloud.rgb.float()), nodes, None)
+
+
+def _far_apart(xyz: Tensor, count: int) -> Tensor:
+    """``count`` of the points, far from each other."""
+    from featuresplat.modes._motion.fit import spread
+
+    return xyz[spread(xyz[:, None], torch.ones(len(xyz)), count)]
