@@ -170,7 +170,7 @@ class DeviceLauncher:
         self.multiprocessors = properties.multi_processor_count
         self.name = properties.name
         self._driver = driver()
-        torch.zeros(1, device=torch.device("cuda", index))  # torch's primary context exists from here on
+        _make_context(index)
         self._context = self._ask(self._driver.cuDevicePrimaryCtxRetain(self._ask(self._driver.cuDeviceGet(index))))
         wanted = self._driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
         self.shared_limit = int(self._ask(self._driver.cuDeviceGetAttribute(wanted, index)))
@@ -279,6 +279,11 @@ class DeviceLauncher:
                 hint = "The driver is older than NVRTC: update the driver, or install an older nvidia-cuda-nvrtc."
             raise FeaturesplatError(f"CUDA's driver says {answer[0].name} on GPU {self.index}", hint)
         return answer[1] if len(answer) > 1 else None
+
+
+def _make_context(index: int) -> None:
+    """Let torch make its primary context, if it has not yet."""
+    torch.zeros(1, device=torch.device("cuda", index))
 
 
 def _stream(index: int) -> int:
