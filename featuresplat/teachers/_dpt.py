@@ -42,13 +42,13 @@ class DensePredictor(nn.Module):
     def __init__(self, shape: Shape = Shape(), **backbone: Any):
         super().__init__()
         self.shape = shape
-        self.pretrained = nn.Module()
+        self.pretrained: Any = nn.Module()
         self.pretrained.model = need("timm", "lseg").create_model(
             shape.backbone, pretrained=False, num_classes=0, **backbone
         )
         for i, channels in enumerate(shape.stages, start=1):
             setattr(self.pretrained, f"act_postprocess{i}", _reassemble(i, shape.width, channels))
-        self.scratch = nn.Module()
+        self.scratch: Any = nn.Module()
         for i, channels in enumerate(shape.stages, start=1):
             setattr(self.scratch, f"layer{i}_rn", nn.Conv2d(channels, shape.features, 3, padding=1, bias=False))
             setattr(self.scratch, f"refinenet{i}", _Fusion(shape.features))

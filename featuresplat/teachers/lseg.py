@@ -89,9 +89,7 @@ class TextSide:
     def __init__(self, state: dict[str, Tensor], path: Path | None, device: str | torch.device = "cpu"):
         open_clip = need("open_clip", "lseg")
         self.device = torch.device(device)
-        self.model: Any = load_weights(
-            "lseg", "CLIP ViT-B/32's text tower", lambda: _text_tower(open_clip, state), path
-        )
+        self.model: Any = load_weights("lseg", "CLIP's text tower", lambda: _text_tower(open_clip, state), path)
         self.model.to(device).eval()
         self.tokenizer = open_clip.get_tokenizer(TEXT_MODEL)
 
