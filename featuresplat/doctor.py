@@ -123,8 +123,8 @@ def _engine() -> Finding:
     return Finding("native engine", "ok", f"{_native.isa()} instructions, {_native.num_threads()} threads")
 
 
-def _rasterizer() -> Finding:
-    """Two Gaussians drawn by the engine and by the reference must be the same picture."""
+def _two_gaussians(device: str) -> tuple[str, float]:
+    """(backend chosen there, its greatest difference from the reference; infinite when nothing is drawn)."""
     import torch
 
     from featuresplat import raster
@@ -133,15 +133,20 @@ def _rasterizer() -> Finding:
     quats = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.9, 0.1, 0.3, 0.2]])
     scales, opacities = torch.tensor([[0.2, 0.1, 0.1], [0.3, 0.2, 0.1]]), torch.tensor([0.7, 0.9])
     K = torch.tensor([[[20.0, 0.0, 12.0], [0.0, 20.0, 8.0], [0.0, 0.0, 1.0]]])
-    call = (means, quats, scales, opacities, torch.eye(3)[:2], torch.eye(4)[None], K, 24, 16)
-    truth = raster.rasterize(*call, backend="reference").rgb
-    chosen = raster.backend_for(means)
-    drawn = raster.rasterize(*call).rgb
-    if truth is None or drawn is None:
-        return Finding("rasterizer", "broken", "draws no colours", "Reinstall featuresplat.")
+    call = [t.to(device) for t in (means, quats, scales, opacities, torch.eye(3)[:2], torch.eye(4)[None], K)]
+    truth = raster.rasterize(*call, width=24, height=16, backend="reference").rgb
+    drawn = raster.rasterize(*call, width=24, height=16).rgb
+    name = raster.backend_for(call[0]).__name__.rsplit(".", 1)[-1]
+    if truth is None or drawn is None or not float(truth.max()) > 0.1:
+        return name, float("inf")
     worst = float((truth - drawn).abs().max())
-    name = chosen.__name__.rsplit(".", 1)[-1]
-    if not worst < 1e-4 or not float(truth.max()) > 0.1:
+    return name, worst if worst == worst else float("inf")
+
+
+def _rasterizer() -> Finding:
+    """Two Gaussians drawn by the engine and by the reference must be the same picture."""
+    name, worst = _two_gaussians("cpu")
+    if not worst < 1e-4:
         remedy = "Reinstall featuresplat; until then train with --backend reference."
         return Finding("rasterizer", "broken", f"'{name}' is off by {worst:.1e} from the reference", remedy)
     return Finding("rasterizer", "ok", f"'{name}' on the CPU, within {worst:.0e} of the reference")
@@ -150,19 +155,22 @@ def _rasterizer() -> Finding:
 def _gpu() -> Finding:
     import torch
 
-    from featuresplat import registry
+    from featuresplat.raster import _nvrtc, _nvrtc_compile
 
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        detail = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-        if "cuda" in registry.names("raster"):
-            reason = registry.load("raster", "cuda").unavailable()
-            if reason is None:
-                return Finding("GPU", "ok", detail)
-            return Finding("GPU", "missing", f"{detail}; not used: {reason}")
-        return Finding(
-            "GPU", "missing", f"{detail}; this version has no CUDA engine, so it is slow there", "--device cpu"
-        )
+        capability = f"compute capability {properties.major}.{properties.minor}"
+        detail = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {capability}"
+        problem = _nvrtc.diagnose()
+        if problem is not None:
+            return Finding("GPU", "missing", f"{detail}; the CUDA engine cannot run: {problem.message}", problem.hint)
+        name, worst = _two_gaussians("cuda")
+        if not worst < 1e-4:
+            remedy = "Please report it; until then train with --device cpu."
+            return Finding("GPU", "broken", f"{detail}; '{name}' is off by {worst:.1e} from the reference", remedy)
+        version = ".".join(str(n) for n in _nvrtc_compile.version())
+        kept = f"kernels by NVRTC {version}, kept in {_nvrtc_compile.cache_folder()}"
+        return Finding("GPU", "ok", f"{detail}; '{name}' within {worst:.0e} of the reference; {kept}")
     if shutil.which("nvidia-smi"):
         remedy = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126"
         if torch.version.cuda:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from featuresplat import doctor
+from featuresplat import FeaturesplatError, doctor
 from featuresplat.cli import main
+from featuresplat.raster import _nvrtc, _nvrtc_compile
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +95,30 @@ def test_an_engine_that_is_missing_is_told(monkeypatch):
     found = doctor._engine()
     assert found.state == "missing"
     assert "C++17" in found.remedy
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """torch believes in a GPU."""
+    properties = SimpleNamespace(name="Fake GPU", total_memory=24 * 2**30, major=8, minor=9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+
+
+def test_a_gpu_whose_engine_lacks_something_gets_the_pip_line(monkeypatch, gpu):
+    problem = FeaturesplatError("the package cuda-bindings cannot be imported", "pip install 'featuresplat[cuda13]'")
+    monkeypatch.setattr(_nvrtc, "diagnose", lambda: problem)
+    found = doctor._gpu()
+    assert (found.state, found.remedy) == ("missing", "pip install 'featuresplat[cuda13]'")
+    assert found.detail.startswith("Fake GPU, 24 GiB, compute capability 8.9; the CUDA engine cannot run: the package")
+
+
+@pytest.mark.parametrize(("worst", "state"), [(3e-7, "ok"), (0.2, "broken"), (math.inf, "broken")])
+def test_a_gpu_has_to_draw_what_the_reference_draws(monkeypatch, gpu, worst, state):
+    monkeypatch.setattr(_nvrtc, "diagnose", lambda: None)
+    monkeypatch.setattr(_nvrtc_compile, "version", lambda: (13, 0))
+    monkeypatch.setattr(doctor, "_two_gaussians", lambda device: ("cuda", worst))
+    found = doctor._gpu()
+    assert found.state == state
+    assert ("NVRTC 13.0" in found.detail) == (state == "ok")
+    assert bool(found.remedy) == (state == "broken")
