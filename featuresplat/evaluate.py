@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Iterator
 from importlib import metadata
@@ -15,23 +16,61 @@ from featuresplat import raster
 from featuresplat.datasets import Dataset, load_dataset
 from featuresplat.errors import FeaturesplatError
 from featuresplat.io.atomic import atomic_write_json
+from featuresplat.masks_eval import measure_masks, read_masks
 from featuresplat.metrics import image_metrics
+from featuresplat.prompts import text
 from featuresplat.scene import Scene
 
 FORMAT = 1
 METRICS = "metrics.json"
 
 
-def evaluate(run: str | Path, device: str = "cpu", backend: str | None = None) -> dict[str, Any]:
+def evaluate(
+    run: str | Path,
+    device: str = "cpu",
+    backend: str | None = None,
+    *,
+    masks: str | Path | None = None,
+    field: str | None = None,
+    gaussians: bool = False,
+    compete: bool = False,
+    progress: Any = None,
+) -> dict[str, Any]:
     """Measure a run on its held-out views and write its metrics.json.
 
+    Args:
+        masks: folder of true masks; adds ``masks`` to the result, see `featuresplat.masks_eval`. What an earlier
+            evaluation found of masks is kept otherwise.
+        field, gaussians, compete, progress: of `featuresplat.masks_eval.measure_masks`.
+
     Raises:
-        FeaturesplatError: no such run, or its photographs are gone, or nothing was held out.
+        FeaturesplatError: no such run, or its photographs are gone, or nothing was held out; masks that cannot be
+            used, a run without a field that answers text.
     """
     scene = Scene.load(run)
-    result = measure(scene.to(device), dataset_of(scene), backend)
+    there = scene.to(device)
+    # What can be wrong with masks is told before the minutes that the photographs take.
+    truth = None if masks is None else read_masks(masks, scene)
+    if truth is not None:
+        text.ask(scene, sorted({label for found in truth.values() for label in found}), field)
+    dataset = dataset_of(scene)
+    result = measure(there, dataset, backend)
+    if truth is not None:
+        how = {"gaussians": gaussians, "compete": compete, "progress": progress}
+        result["masks"] = measure_masks(there, truth, field, dataset=dataset, **how)
+    elif "masks" in (before := _earlier(run)):
+        result["masks"] = before["masks"]
     atomic_write_json(Path(run) / METRICS, result)
     return result
+
+
+def _earlier(run: str | Path) -> dict[str, Any]:
+    """The metrics.json that is there, if it can be read."""
+    try:
+        found = json.loads((Path(run) / METRICS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def dataset_of(scene: Scene) -> Dataset:

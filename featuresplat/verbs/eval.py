@@ -2,33 +2,71 @@
 
 from __future__ import annotations
 
-from featuresplat.verbs._shared import Run, given
+from pathlib import Path
+
+from featuresplat.verbs._shared import Flag, Run, given, progress
 
 ORDER = 20
 
 
-def run(run: Run = "", device: str = "auto") -> None:
-    """Measure a run on its test views: PSNR, SSIM and, where it is installed, LPIPS.
+def run(
+    run: Run = "",
+    masks: Path | None = None,
+    field: str | None = None,
+    gaussians: Flag = False,
+    compete: Flag = False,
+    device: str = "auto",
+    quiet: Flag = False,
+) -> None:
+    """Measure a run on its test views: PSNR, SSIM and, where it is installed, LPIPS; and its answers to text.
 
     Args:
         run: Folder that train made; its metrics.json is written anew.
+        masks: Folder of true masks, VIEW/LABEL.png (underscores read as spaces) or label files of LERF-OVS; the labels
+            are the prompts.
+        field: Which field is asked; default the last one that knows text.
+        gaussians: With --masks, render the selected Gaussians in place of scoring pixels.
+        compete: With --masks, labels have to beat each other.
         device: auto, cpu, cuda or cuda:N.
+        quiet: No progress bar.
     """
     folder = given("eval", run, "the folder of a run", "runs/NAME")
     from featuresplat.evaluate import evaluate as measure
     from featuresplat.render import usable_device
 
-    metrics = measure(folder, device=str(usable_device(device)))
+    how = {"masks": masks, "field": field, "gaussians": gaussians, "compete": compete}
+    bar = None if quiet else progress
+    metrics = measure(folder, device=str(usable_device(device)), progress=bar, **how)
     _table(metrics)
+    if masks is not None:
+        _mask_table(metrics["masks"])
     print(f"written to {folder / 'metrics.json'}")
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "n/a" if value is None else f"{value:.{digits}f}"
+
+
+def _mask_table(masks: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("label", box=None, header_style="bold")
+    for name in ("IoU", "localisation", "views"):
+        table.add_column(name, justify="right")
+    for label, found in masks["labels"].items():
+        table.add_row(label, _number(found["iou"], 3), _number(found["localisation"], 2), str(found["views"]))
+    table.add_row("mean", _number(masks["miou"], 3), _number(masks["localisation"], 2), "", style="bold")
+    Console().print(table)
+    print(f"accuracy {_number(masks['accuracy'], 3)} of the pixels under one true mask")
+    if masks["agreement"]:
+        found = masks["agreement"]
+        print(f"agreement with the teacher: mIoU {found['miou']:.3f}, accuracy {found['accuracy']:.3f}")
 
 
 def _table(metrics: dict) -> None:
     from rich.console import Console
     from rich.table import Table
-
-    def number(value: float | None, digits: int) -> str:
-        return "n/a" if value is None else f"{value:.{digits}f}"
 
     test = metrics["test"]
     table = Table("image", box=None, header_style="bold")
@@ -38,9 +76,9 @@ def _table(metrics: dict) -> None:
     for i, row in enumerate(rows):
         table.add_row(
             row["name"],
-            number(row["psnr"], 2),
-            number(row["ssim"], 4),
-            number(row.get("lpips"), 4),
+            _number(row["psnr"], 2),
+            _number(row["ssim"], 4),
+            _number(row.get("lpips"), 4),
             style="bold" if i == len(rows) - 1 else None,
         )
     Console().print(table)
