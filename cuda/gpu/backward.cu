@@ -27,7 +27,7 @@
 #define MATRIX 1  // 0: sums by shuffles, for devices without matrix units
 #endif
 #ifndef BATCH
-#define BATCH 64  // entries of a tile at once
+#define BATCH 64  // entries of a tile at once: 32, 64 or 128
 #endif
 
 struct BackwardArgs {
@@ -53,7 +53,7 @@ constexpr int kMoments = 0, kColors = 6, kAbsolute = 10, kFeatures = 12;
 constexpr int kRecord = 12 + (CHANNELS + 3) / 4 * 4;
 constexpr int kColumns = (4 + CHANNELS + 7) / 8 * 8, kColumnStride = kColumns + 4;  // of the images' gradients
 constexpr int kRow = 40, kGroup = 16;  // floats from one splat's 32 pixels to the next; splats in a matrix product
-constexpr int kRows = WIDE ? BATCH : kGroup;
+constexpr int kRows = WIDE ? (BATCH < 64 ? BATCH : 64) : kGroup;
 
 struct Shared {
   float4 entries[BATCH * 3];
@@ -105,52 +105,60 @@ FS_DEVICE void read_gradients(const BackwardArgs& a, int camera, int64_t pixel, 
 }
 
 #if WIDE && MATRIX
-// What features add to c: for the listed splats (16 rows at a time) and the warp's pixels, <features, gradient image>.
+// What features add to c: for 16 kTiles listed splats and the warp's pixels, <features, gradient image>. Lane 4 g + t holds
+// channels 4 t to 4 t + 3 of every 16: of splats g and g + 8, and of pixel column g.
+template <int kTiles>
 FS_DEVICE void dot_features(const BackwardArgs& a, const Place& place, int warp, const int32_t* list, int count,
                             uint32_t first, float* out) {
-  const int lane = fs_lane(), g = lane >> 2, t = lane & 3;
-  const float* pixels[4];
-  bool inside[4];
-  for (int j = 0; j < 4; ++j) {
-    const int x = place.x + patch_x(warp) + g, y = place.y + patch_y(warp) + j;
-    inside[j] = x < a.width && y < a.height;
-    const int64_t at = (static_cast<int64_t>(place.camera) * a.height + (inside[j] ? y : 0)) * a.width + (inside[j] ? x : 0);
-    pixels[j] = a.v_features + at * a.dim;
-  }
-  constexpr int kTiles = BATCH / 16;
-  const float* rows[kTiles][2];
+  const int lane = fs_lane(), g = lane >> 2, t = lane & 3, dim = static_cast<int>(a.dim);
+  const int x = place.x + patch_x(warp) + g, y0 = place.y + patch_y(warp);
+  const float* pixels = a.v_features + ((static_cast<int64_t>(place.camera) * a.height + y0) * a.width + x) * dim;
+  const int inside = x < a.width ? a.height - y0 : 0;  // rows of pixels
+  uint32_t rows[kTiles][2];
   float c[kTiles][4][4];
+#pragma unroll
   for (int m = 0; m < kTiles; ++m) {
     for (int r = 0; r < 2; ++r) {
       const int row = 16 * m + g + 8 * r;
-      const uint32_t slot = a.slots[first + list[row < count ? row : 0]];
-      rows[m][r] = a.rows + (static_cast<int64_t>(slot) - a.n * place.camera) * a.dim;
+      rows[m][r] = a.slots[first + list[row < count ? row : 0]] - static_cast<uint32_t>(a.n * place.camera);
     }
     for (int j = 0; j < 4; ++j) {
       for (int i = 0; i < 4; ++i) c[m][j][i] = 0;
     }
   }
-  for (int64_t at = 0; at < a.dim; at += 16) {
-    const int64_t channel = at + 4 * t;
-    uint32_t high[4][2], low[4][2];
+  float4 v[4], f[kTiles][2];
+  auto load = [&](int at, float4 (&image)[4], float4 (&feature)[kTiles][2]) {
+    const int channel = at + 4 * t;
     for (int j = 0; j < 4; ++j) {
-      const float4 v = load_channels(pixels[j], channel, a.dim, inside[j]);
-      split_pair(v.x, v.y, high[j][0], low[j][0]), split_pair(v.z, v.w, high[j][1], low[j][1]);
+      image[j] = load_channels(pixels + static_cast<int64_t>(j) * a.width * dim, channel, dim, j < inside);
     }
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
-      if (16 * m >= count) break;
+      for (int r = 0; r < 2; ++r) feature[m][r] = load_channels(a.rows + static_cast<int64_t>(rows[m][r]) * dim, channel, dim, true);
+    }
+  };
+  load(0, v, f);
+#pragma unroll 1
+  for (int at = 0; at < dim; at += 16) {
+    float4 next_v[4], next_f[kTiles][2];  // under way while this step is multiplied
+    load(at + 16, next_v, next_f);
+    uint32_t high[4][2], low[4][2];
+    for (int j = 0; j < 4; ++j) {
+      split_pair(v[j].x, v[j].y, high[j][0], low[j][0]), split_pair(v[j].z, v[j].w, high[j][1], low[j][1]);
+      v[j] = next_v[j];
+    }
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
       uint32_t h[4], l[4];
       for (int r = 0; r < 2; ++r) {
-        const float4 f = load_channels(rows[m][r], channel, a.dim, true);
-        split_pair(f.x, f.y, h[r], l[r]), split_pair(f.z, f.w, h[2 + r], l[2 + r]);
+        split_pair(f[m][r].x, f[m][r].y, h[r], l[r]), split_pair(f[m][r].z, f[m][r].w, h[2 + r], l[2 + r]);
+        f[m][r] = next_f[m][r];
       }
       for (int j = 0; j < 4; ++j) multiply_split(c[m][j], h, l, high[j], low[j]);
     }
   }
 #pragma unroll
   for (int m = 0; m < kTiles; ++m) {
-    if (16 * m >= count) break;
     for (int j = 0; j < 4; ++j) {
       float* to = out + (16 * m + g) * kRow + 8 * j + 2 * t;
       to[0] = c[m][j][0], to[1] = c[m][j][1];
@@ -273,14 +281,23 @@ FS_KERNEL(256, blend_backward, const BackwardArgs a) {
       hits += fs_popc(bits);
     }
     fs_syncwarp();
-#if WIDE && MATRIX
-    if (hits) dot_features(a, place, warp, list, hits, first + base, s.vs[warp]);
-    fs_syncwarp();
-#endif
     for (int start = 0; start < hits; start += kGroup) {
+#if WIDE && MATRIX
+      if (start % kRows == 0) {
+        const int some = min(kRows, hits - start);
+        const int32_t* from = list + start;
+        if (some <= 16) dot_features<1>(a, place, warp, from, some, first + base, s.vs[warp]);
+        else if (some <= 32) dot_features<2>(a, place, warp, from, some, first + base, s.vs[warp]);
+#if BATCH > 32
+        else if (some <= 48) dot_features<3>(a, place, warp, from, some, first + base, s.vs[warp]);
+        else dot_features<4>(a, place, warp, from, some, first + base, s.vs[warp]);
+#endif
+        fs_syncwarp();
+      }
+#endif
       const int members = min(kGroup, hits - start);
 #if MATRIX
-      float* vs_rows = s.vs[warp] + (WIDE ? start * kRow : 0);
+      float* vs_rows = s.vs[warp] + (WIDE ? start % kRows * kRow : 0);
       for (int m = members; m < kGroup; ++m) vs_rows[m * kRow + lane] = s.w[warp][m * kRow + lane] = 0;
 #endif
       for (int m = 0; m < members; ++m) {

@@ -11,7 +11,7 @@ struct ProjectArgs {
   float *depths, *conics;
   Splat* splats;     // [C, N]
   int32_t* keys;     // [C, N] bits of the depth, kNever where not drawn
-  int32_t* counts;   // [C, N] cleared: tiles of each, filled in by bin.cu
+  int32_t* counts;   // [C, N] tiles that each reaches
   int32_t* status;   // [0]: set to 1 when a camera is not finite
   int64_t n, camera_colors;
   double near, far, eps2d, extent, alpha_min;
@@ -111,7 +111,7 @@ FS_KERNEL(128, project, const ProjectArgs a) {
     for (int i = 0; i < 4; ++i) to[i] = from[i];
   }
   a.keys[slot] = drawn ? static_cast<int32_t>(fs_float_as_uint(o.z)) : kNever;
-  a.counts[slot] = 0;
+  a.counts[slot] = drawn ? for_tiles(o, 0, [](int, int) {}) : 0;
   a.means2d[2 * slot] = drawn ? o.x : 0, a.means2d[2 * slot + 1] = drawn ? o.y : 0;
   a.radii[2 * slot] = drawn ? radii[0] : 0, a.radii[2 * slot + 1] = drawn ? radii[1] : 0;
   a.depths[slot] = drawn ? o.z : 0;

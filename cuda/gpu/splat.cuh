@@ -44,22 +44,41 @@ struct Ellipse {
 FS_DEVICE Ellipse ellipse_of(float l11, float l21, float l22, float log2_opacity, float floor) {
   Ellipse e;
   e.l11 = l11, e.l21 = l21, e.l22 = l22;
-  e.k1 = -l11 * l21 / (l21 * l21 + l22 * l22);
+  e.k1 = -(l11 * l21) / fmaf(l21, l21, l22 * l22);
   e.k2 = -l21 / l11;
-  e.limit = (log2_opacity - floor) * 1.0001f + 1e-3f;
+  e.limit = fmaf(log2_opacity - floor, 1.0001f, 1e-3f);
   e.size = 1e-5f * (l11 + fabsf(l21) + l22);
   return e;
 }
 
-// Only culling: generous by more than rounding. (x0, y0) is the first pixel centre minus the splat's centre.
-FS_DEVICE bool reaches(const Ellipse& e, float x0, float y0, float wide, float high, float rounding) {
+// Only culling: generous by more than rounding. (x0, y0) is the first pixel centre minus the splat's centre, `distance` of
+// the size of its coordinates. Every fused operation is written out: two kernels must find the same.
+FS_DEVICE bool reaches(const Ellipse& e, float x0, float y0, float wide, float high, float distance) {
   const float x1 = x0 + wide, y1 = y0 + high;
   const float dx = fminf(fmaxf(0.f, x0), x1), dy = fminf(fmaxf(0.f, y0), y1);
   const float dy1 = fminf(fmaxf(e.k1 * dx, y0), y1), dx2 = fminf(fmaxf(e.k2 * dy, x0), x1);
   const float u1 = fmaf(e.l21, dy1, e.l11 * dx), v1 = e.l22 * dy1;
   const float u2 = fmaf(e.l21, dy, e.l11 * dx2), v2 = e.l22 * dy;
   const float least = fminf(fmaf(u1, u1, v1 * v1), fmaf(u2, u2, v2 * v2));
-  return e.limit + rounding >= least;
+  return fmaf(distance, e.size, e.limit) >= least;
+}
+
+// visit(tile, local number) for each tile of the splat's bounding box that its ellipse reaches; returns how many.
+template <class Visit>
+FS_DEVICE int for_tiles(const Splat& s, int tiles_x, Visit visit) {
+  const Ellipse e = ellipse_of(s.l11, s.l21, s.l22, s.log2_opacity, s.floor);
+  const int x0 = s.tiles_x & 0xffff, x1 = s.tiles_x >> 16, y0 = s.tiles_y & 0xffff, y1 = s.tiles_y >> 16;
+  int n = 0;
+  for (int ty = y0; ty < y1; ++ty) {
+    const float top = ((ty * kTile + 0.5f) - s.y) - s.y_rest;
+    for (int tx = x0; tx < x1; ++tx) {
+      const float left = ((tx * kTile + 0.5f) - s.x) - s.x_rest;
+      if (!reaches(e, left, top, kTile - 1, kTile - 1, fabsf(left) + fabsf(top) + kTile)) continue;
+      visit(ty * tiles_x + tx, n);
+      ++n;
+    }
+  }
+  return n;
 }
 
 // Where a block's tile lies. Tiles of all cameras are numbered one after the other.

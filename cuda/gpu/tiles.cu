@@ -7,7 +7,7 @@ struct TilesArgs {
   const int64_t* order;   // [C, N] ids near to far, of each camera
   const Splat* splats;    // [C, N]
   int64_t* spans;         // [C, N] in depth order: how many tiles; then their inclusive sums
-  int32_t* counts;        // [C, N] by slot: how many tiles
+  const int32_t* counts;  // [C, N] by slot: how many tiles
   int64_t* starts;        // [C, N] by slot: the first of the pairs it wrote
   void* tile_keys;        // [capacity] tile of each pair, int16 or int32; the rest is filled with the largest value
   uint32_t* slots;        // [capacity] slot of each pair
@@ -15,22 +15,9 @@ struct TilesArgs {
   int32_t tiles, tiles_x, small_keys;  // tiles of one camera; whether keys are int16
 };
 
-// visit(tile, local number) for each tile of the splat's bounding box that its ellipse reaches; returns how many.
-template <class Visit>
-FS_DEVICE int for_tiles(const Splat& s, int tiles_x, Visit visit) {
-  const Ellipse e = ellipse_of(s.l11, s.l21, s.l22, s.log2_opacity, s.floor);
-  const int x0 = s.tiles_x & 0xffff, x1 = s.tiles_x >> 16, y0 = s.tiles_y & 0xffff, y1 = s.tiles_y >> 16;
-  int n = 0;
-  for (int ty = y0; ty < y1; ++ty) {
-    const float top = ((ty * kTile + 0.5f) - s.y) - s.y_rest;
-    for (int tx = x0; tx < x1; ++tx) {
-      const float left = ((tx * kTile + 0.5f) - s.x) - s.x_rest;
-      if (!reaches(e, left, top, kTile - 1, kTile - 1, (fabsf(left) + fabsf(top) + kTile) * e.size)) continue;
-      visit(ty * tiles_x + tx, n);
-      ++n;
-    }
-  }
-  return n;
+FS_KERNEL(256, order_counts, const TilesArgs a) {
+  const int64_t i = fs_global_thread();
+  if (i < a.slots_total) a.spans[i] = a.keys[i] == kNever ? 0 : a.counts[i / a.n * a.n + a.order[i]];
 }
 
 FS_DEVICE Splat load_splat(const Splat* from) {
@@ -38,18 +25,6 @@ FS_DEVICE Splat load_splat(const Splat* from) {
   float4* to = reinterpret_cast<float4*>(&s);
   for (int i = 0; i < 4; ++i) to[i] = fs_ldg(reinterpret_cast<const float4*>(from) + i);
   return s;
-}
-
-FS_KERNEL(128, count_tiles, const TilesArgs a) {
-  const int64_t i = fs_global_thread();
-  if (i >= a.slots_total) return;
-  int n = 0;
-  if (a.keys[i] != kNever) {
-    const int64_t slot = i / a.n * a.n + a.order[i];
-    n = for_tiles(load_splat(a.splats + slot), a.tiles_x, [](int, int) {});
-    a.counts[slot] = n;
-  }
-  a.spans[i] = n;
 }
 
 FS_DEVICE void put_key(const TilesArgs& a, int64_t at, int tile) {
@@ -66,9 +41,11 @@ FS_KERNEL(128, emit_pairs, const TilesArgs a) {
   if (i >= a.slots_total || a.keys[i] == kNever) return;
   const int64_t start = i ? a.spans[i - 1] : 0, camera = i / a.n, slot = camera * a.n + a.order[i];
   a.starts[slot] = start;
-  if (a.spans[i] == start) return;
+  // Without room the host sees it by the total, and comes again with more.
+  const int counted = static_cast<int>(a.spans[i] - start), room = static_cast<int>(min(static_cast<int64_t>(counted), a.capacity - start));
+  if (room <= 0) return;
   for_tiles(load_splat(a.splats + slot), a.tiles_x, [&](int tile, int k) {
-    if (start + k >= a.capacity) return;  // the host sees it by the total, and comes again with more room
+    if (k >= room) return;
     put_key(a, start + k, static_cast<int>(camera) * a.tiles + tile);
     a.slots[start + k] = static_cast<uint32_t>(slot);
   });
@@ -112,12 +89,7 @@ FS_KERNEL(256, make_entries, const ListsArgs a) {
   const int64_t pair = a.order[place];
   const uint32_t slot = a.slots[pair];
   a.entry_slots[place] = slot, a.written[place] = static_cast<uint32_t>(pair);
-  const Splat s = [&] {
-    Splat t;
-    float4* to = reinterpret_cast<float4*>(&t);
-    for (int i = 0; i < 4; ++i) to[i] = fs_ldg(reinterpret_cast<const float4*>(a.splats + slot) + i);
-    return t;
-  }();
+  const Splat s = load_splat(a.splats + slot);
   const Place tile = place_of(key_at(a, place), a.tiles, a.tiles_x);
   const double dx = (tile.x + kTile / 2 - static_cast<double>(s.x)) - s.x_rest;
   const double dy = (tile.y + kTile / 2 - static_cast<double>(s.y)) - s.y_rest;
@@ -128,10 +100,10 @@ FS_KERNEL(256, make_entries, const ListsArgs a) {
   e.r = s.r, e.g = s.g, e.b = s.b, e.z = s.z;
   const Ellipse shape = ellipse_of(s.l11, s.l21, s.l22, s.log2_opacity, s.floor);
   const float x = static_cast<float>(dx), y = static_cast<float>(dy);
-  const float rounding = (fabsf(x) + fabsf(y) + kTile) * shape.size;
+  const float distance = fabsf(x) + fabsf(y) + kTile;
   e.mask = 0;
   for (int w = 0; w < kPatches; ++w) {
-    const bool hit = reaches(shape, x + (patch_x(w) - 7.5f), y + (patch_y(w) - 7.5f), 7, 3, rounding);
+    const bool hit = reaches(shape, x + (patch_x(w) - 7.5f), y + (patch_y(w) - 7.5f), 7, 3, distance);
     e.mask |= static_cast<uint32_t>(hit) << w;
   }
   const float4* from = reinterpret_cast<const float4*>(&e);

@@ -86,7 +86,7 @@ class _Backward:
         """Fill ``out``."""
         rows, out = self.inputs.features, self.out
         dim = 0 if rows is None else rows.shape[1]
-        few = self.v_features is not None and dim <= options.FEW
+        few = self.v_features is not None and dim <= options.few(self.frame)
         row_grads = self.v_features is not None and "features" in out
         geometry = moves or (colored and self.wanted["colors"] and self.v_rgb is not None)
         beside = dim if few and (features_move or row_grads) else 0
@@ -122,13 +122,13 @@ class _Backward:
             "alpha_max": s.alpha_max,
         }  # fmt: skip
         matrix = options.matrix_units(f)
-        batch = 64 if channels <= 4 and f.gpu.shared_limit > 150_000 else 32
         constants = {
             "COLORS": int(colored), "CHANNELS": channels, "WIDE": int(wide), "GEOMETRY": int(moves),
             "FEATURES_MOVE": int(features_move), "ABSOLUTE": int(absolute),
-            "MATRIX": int(matrix), "BATCH": batch, "ALIGNED": options.aligned(dim, rows, self.v_features),
+            "MATRIX": int(matrix), "ALIGNED": options.aligned(dim, rows, self.v_features),
         }  # fmt: skip
-        shared = _shared_bytes(constants, width)
+        constants |= options.backward_batch(constants, f.gpu.shared_limit)
+        shared = options.backward_shared_bytes(constants)
         f.launch("blend_backward", "backward.cu", "BackwardArgs", f.all_tiles, 256, values, constants, shared)
         return records
 
@@ -172,13 +172,3 @@ class _Backward:
             grad = torch.zeros_like(inputs.viewmats)
             grad[:, :3] = views.sum(0).reshape(f.cameras, 3, 4)
             out["viewmats"] = grad
-
-
-def _shared_bytes(c: dict[str, int], record: int) -> int:
-    """Size of ``Shared`` in backward.cu."""
-    batch, channels, patches = c["BATCH"], c["CHANNELS"], 8
-    size = batch * 48 + 4 * batch * max(channels, 1) + 4 * patches * (batch * record + batch // 32 + batch)
-    if c["MATRIX"]:
-        stride = -(-(4 + channels) // 8) * 8 + 4
-        size += 4 * patches * ((batch if c["WIDE"] else 16) * 40 + 16 * 40 + 32 * stride)
-    return -(-(size + 4) // 16) * 16

@@ -77,9 +77,9 @@ def render(inputs: RasterInputs, keep: bool) -> Rendered:
 def blend(inputs: RasterInputs, out: Rendered, scale: Tensor | None) -> None:
     """Queue the blending of all images."""
     dim = 0 if out.features is None else out.features.shape[-1]
-    beside = dim if dim <= options.FEW else 0
-    blend_pixels(inputs, out, 1, beside)
-    if dim <= options.FEW:
+    few = dim <= options.few(out.frame)
+    blend_pixels(inputs, out, 1, dim if few else 0)
+    if few:
         return
     if options.matrix_units(out.frame):
         blend_features(inputs, out, scale)

@@ -157,7 +157,7 @@ def make_frame(inputs: RasterInputs, meta: RasterMeta, excluded: Tensor | None) 
         "starts": frame.starts, "tile_keys": None, "slots": None, "n": n, "slots_total": total, "capacity": 0,
         "tiles": frame.tiles, "tiles_x": frame.tiles_x, "small_keys": int(frame.all_tiles < 2**15 - 1),
     }  # fmt: skip
-    frame.launch("count_tiles", "tiles.cu", "TilesArgs", blocks(total, 128), 128, values)
+    frame.launch("order_counts", "tiles.cu", "TilesArgs", blocks(total, 256), 256, values)
     torch.cumsum(spans, 0, out=sums[:total])
     pending = gpu.fetch(sums[total - 1 :])
     values["spans"] = sums

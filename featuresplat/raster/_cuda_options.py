@@ -18,6 +18,12 @@ overrides: dict[str, int] = {}
 """For benchmarks: other shapes of the kernels than the ones chosen here."""
 
 
+def few(frame: Frame) -> int:
+    """Up to so many channels go pixel by pixel beside the colours."""
+    small = matrix_units(frame) and frame.gpu.shared_limit < 110_000  # the backward pass would not fit
+    return overrides.get("FEW", FEW // 2 if small else FEW)
+
+
 def matrix_units(frame: Frame) -> bool:
     """Whether the device multiplies 16-bit and tf32 matrices."""
     return frame.gpu.arch >= 80
@@ -44,6 +50,26 @@ def lift_shared_bytes(tiles: int, batch: int) -> int:
     return patches * batch * (64 * tiles + 2 * 80) + batch * 36 + patches * 4 + patches * batch * 4
 
 
+def backward_batch(constants: dict[str, int], shared_limit: int) -> dict[str, int]:
+    """Entries at a time of backward.cu. The more, the fewer barriers, and the more splats share a product."""
+    wanted = 128 if constants["WIDE"] else 64 if constants["CHANNELS"] <= 4 else 32
+    batch = overrides.get("backward.BATCH", wanted)
+    while batch > 32 and backward_shared_bytes(constants | {"BATCH": batch}) > shared_limit:
+        batch //= 2
+    return {"BATCH": batch}
+
+
+def backward_shared_bytes(c: dict[str, int]) -> int:
+    """Size of ``Shared`` in backward.cu."""
+    batch, channels, patches = c["BATCH"], c["CHANNELS"], 8
+    record = 12 + -(-channels // 4) * 4
+    size = batch * 48 + 4 * batch * max(channels, 1) + 4 * patches * (batch * record + batch // 32 + batch)
+    if c["MATRIX"]:
+        stride = -(-(4 + channels) // 8) * 8 + 4
+        size += 4 * patches * ((min(batch, 64) if c["WIDE"] else 16) * 40 + 16 * 40 + 32 * stride)
+    return -(-(size + 4) // 16) * 16
+
+
 def features_shape(dim: int) -> dict[str, int]:
     """Channels of a block of features.cu, in units of 32."""
     return {"QUADS": overrides.get("features.QUADS", 1 if dim <= 32 else 2 if dim <= 64 else 4)}
@@ -67,8 +93,9 @@ def combinations(arch: int) -> list[tuple[str, dict[str, int]]]:
     """(file, constants) of the kernels that an architecture uses: not all of them, but one of each shape."""
     plain = ("check.cu", "project.cu", "tiles.cu", "gather.cu", "queries.cu")
     found: list[tuple[str, dict[str, int]]] = [(f, {}) for f in plain]
-    found += [("blend.cu", {"RGB": 1, "CHANNELS": c}) for c in (0, 3, 8, FEW)]
-    matrix = int(arch >= 80)
+    matrix, limit = int(arch >= 80), 1024 * SHARED_LIMITS.get(arch, 48)
+    most = FEW // 2 if matrix and limit < 110_000 else FEW
+    found += [("blend.cu", {"RGB": 1, "CHANNELS": c}) for c in (0, 3, most)]
     if matrix:
         found += [("features.cu", {"QUADS": q, "HALF": h, "ALIGNED": 1}) for q in (1, 2, 4) for h in (0, 1)]
         found += [("features.cu", {"QUADS": 4, "HALF": h, "ALIGNED": 0}) for h in (0, 1)]
@@ -76,17 +103,19 @@ def combinations(arch: int) -> list[tuple[str, dict[str, int]]]:
         found += [("blend.cu", {"RGB": 0, "CHANNELS": FEW})]
     lift = {"STOPS": 1, "POWER": 1, "WEIGHTS": 0, "FIXED": 0, "ALIGNED": 1}
     for dim in (32, 64, 512):
-        shape = lift_shape(dim, 1024 * SHARED_LIMITS.get(arch, 48)) if matrix else {"TILES": 1}
+        shape = lift_shape(dim, limit) if matrix else {"TILES": 1}
         file = "lift.cu" if matrix else "lift_pixels.cu"
         for change in ({}, {"STOPS": 0, "POWER": 2, "WEIGHTS": 1}, {"ALIGNED": 0, "FIXED": 1}):
             if (file, lift | change | shape) not in found:
                 found.append((file, lift | change | shape))
     backward = {
         "COLORS": 1, "CHANNELS": 0, "WIDE": 0, "GEOMETRY": 1, "FEATURES_MOVE": 0, "ABSOLUTE": 0, "MATRIX": matrix,
-        "BATCH": 64, "ALIGNED": 1,
+        "ALIGNED": 1,
     }  # fmt: skip
-    found += [("backward.cu", backward), ("backward.cu", backward | {"ABSOLUTE": 1})]
-    found += [("backward.cu", backward | {"WIDE": 1, "FEATURES_MOVE": 1})]
-    found += [("backward.cu", backward | {"CHANNELS": 3, "FEATURES_MOVE": 1})]
-    found += [("backward.cu", backward | {"CHANNELS": FEW, "FEATURES_MOVE": 1, "BATCH": 32})]
+    for change in (
+        {}, {"ABSOLUTE": 1}, {"WIDE": 1, "FEATURES_MOVE": 1}, {"CHANNELS": 3, "FEATURES_MOVE": 1},
+        {"CHANNELS": most, "FEATURES_MOVE": 1},
+    ):  # fmt: skip
+        constants = backward | change
+        found.append(("backward.cu", constants | backward_batch(constants, limit)))
     return found
