@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import secrets
 import threading
@@ -129,9 +131,10 @@ class App:
             sessions, self._sessions = list(self._sessions.values()), {}
         for session in sessions:
             session.close()
-        if self.server is not None:
-            self.server.stop()
-            self.server = None
+        server, self.server = self.server, None
+        if server is not None:
+            with contextlib.redirect_stdout(io.StringIO()):  # viser says that it stops
+                server.stop()
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     def wait(self) -> None:

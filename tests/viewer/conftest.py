@@ -53,7 +53,7 @@ def browse(app) -> Iterator[Callable[..., WireBrowser]]:
             lambda: next((s for s in served.sessions if id(s) not in before), None), "the session"
         )
         if options.get("acknowledge", True):
-            until(lambda: browser.tabs() and served.settled(), "the first picture")
+            until(lambda: browser.tabs() and browser.images and browser.session.settled(), "the first picture")
         return browser
 
     yield connect

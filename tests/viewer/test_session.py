@@ -23,7 +23,7 @@ def settled(browser):
 def middle(image: np.ndarray, index: int) -> np.ndarray:
     """Mean colour where a ball's middle shows from the front; the ball is 25 pixels wide."""
     h, w = image.shape[:2]
-    x = round(w / 2 + (index - 1) * w * 0.2219)
+    x = round(w / 2 + (index - 1) * w * 0.3105)
     return image[h // 2 - 3 : h // 2 + 4, x - 3 : x + 4].reshape(-1, 3).mean(0) / 255
 
 
@@ -209,7 +209,7 @@ def test_crop_box_size_background_and_detail(browser):
     session, whole = browser.session, settled(browser).copy()
     session.show(background=(0.0, 0.0, 1.0))
     assert settled(browser)[0, 0, 2] > 240
-    session.show(background=(0.0, 0.0, 0.0), crop=((-0.5, -1.0, -1.0), (0.5, 1.0, 1.0)))
+    session.show(background=(0.0, 0.0, 0.0), crop=((-0.7, -1.0, -1.0), (0.7, 1.0, 1.0)))
     image = settled(browser)
     assert middle(image, 0).max() < 0.05
     assert middle(image, 1).argmax() == 1

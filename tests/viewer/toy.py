@@ -16,7 +16,7 @@ from featuresplat.types import SH_C0, Cameras, FeatureField, Gaussians, TextTabl
 
 NAMES = ("red ball", "green ball", "blue ball")
 COLORS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.2, 0.9]])
-CENTERS = torch.tensor([[-1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+CENTERS = torch.tensor([[-1.4, 0.0, 0.0], [0.0, 0.0, 0.0], [1.4, 0.0, 0.0]])
 EACH = 120
 WIDTH, HEIGHT = 160, 120
 

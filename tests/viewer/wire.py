@@ -179,7 +179,7 @@ class WireBrowser:
         if kind == "BackgroundImageMessage":
             data = m["rgb_data"]
             self.image_bytes = buffers[data["__binary_index"]] if isinstance(data, dict) else data
-            self.images += 1
+            self.images += self.image_bytes is not None
         elif kind == "LocalStorageGetItemRequestMessage":
             if self.acknowledge:
                 self.send(
@@ -228,6 +228,8 @@ class WireBrowser:
                 self.downloads[state["name"]] = b"".join(state["parts"][i] for i in range(state["count"]))
 
     def _set_camera(self, kind: str, m: dict[str, Any]) -> None:
+        if m.get("initial"):
+            return  # tests say where they look from
         if kind == "SetCameraPositionMessage":
             self.look_at = self.look_at + np.array(m["position"]) - self.position
             self.position = np.array(m["position"])
