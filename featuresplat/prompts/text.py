@@ -27,6 +27,7 @@ from torch.nn.functional import normalize
 
 from featuresplat import registry, teachers
 from featuresplat.errors import FeaturesplatError
+from featuresplat.prompts.surface import snapshot, splat
 from featuresplat.types import Cameras, FeatureField
 
 if TYPE_CHECKING:
@@ -86,20 +87,17 @@ class TextQuery:
             linear = found.project(vectors)
             if linear is not None:
                 splats = torch.cat([found.codes @ linear.T, self._lengths(found)[:, None]], dim=1)
-                out = scene.render(camera, features=splats).features
-                assert out is not None
-                products, lengths = out[0, ..., :-1], out[0, ..., -1]
+                out = self._splat(scene, camera, splats)
+                products, lengths = out[..., :-1], out[..., -1]
             else:
-                out = scene.render(camera, features=self.field).features
-                assert out is not None
-                codes = out[0].flatten(0, 1)
+                out = self._splat(scene, camera, found.codes)
                 rows = max(1, _ROWS // found.out_dim)
-                decoded = [found.decode(part) for part in codes.split(rows)]
-                height, width = out.shape[1:3]
+                decoded = [found.decode(part) for part in out.flatten(0, 1).split(rows)]
+                height, width = out.shape[:2]
                 products = torch.cat([d @ vectors.T for d in decoded]).view(height, width, -1)
                 lengths = torch.cat([d.norm(dim=1) for d in decoded]).view(height, width)
                 # A decoder answers to nothing too.
-                lengths = torch.where(out[0].norm(dim=-1) > 1e-3 * found.codes.norm(dim=1).max(), lengths, 0.0)
+                lengths = torch.where(out.norm(dim=-1) > 1e-3 * found.codes.norm(dim=1).max(), lengths, 0.0)
             return self._scores(products.flatten(0, 1), lengths.flatten()).view(-1, *lengths.shape)
 
     def masks(self, scores: Tensor, threshold: float | None = None) -> Tensor:
@@ -121,6 +119,10 @@ class TextQuery:
                 "Distil it again with this version of the teacher.",
             )
         return torch.cat([self.prompts, self.contrast]).to(found.codes)
+
+    def _splat(self, scene: Scene, camera: Cameras, values: Tensor) -> Tensor:
+        """[H, W, C] values [N, C] as a camera sees them, without the haze that has no say in what is there."""
+        return splat(snapshot(scene, camera), camera, values, scene.raster_settings())[..., :-1]
 
     def _lengths(self, found: FeatureField) -> Tensor:
         """[N] lengths of the decoded features."""
