@@ -88,7 +88,7 @@ class ShimLauncher:
                 function, packer.address, (ctypes.c_int64 * 3)(*grid), (ctypes.c_int64 * 3)(*block), shared_bytes,
                 bound, self.order, self.seed,
             )  # fmt: skip
-            self.launched.append(kernel)
+            self.launched.append(kernel.rpartition(":")[2])
             if code:
                 raise ShimError(f"{kernel}: {launch.fs_shim_error().decode()}")
 
