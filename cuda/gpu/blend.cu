@@ -25,7 +25,7 @@ struct BlendArgs {
 
 constexpr int kBatch = 256, kShape = 48 / 16;
 
-FS_KERNEL(256, blend, const BlendArgs a) {
+FS_KERNEL_OCCUPANCY(256, (CHANNELS > 4 ? 3 : 4), blend, const BlendArgs a) {
   FS_SHARED(float4, entries, kBatch * kShape);
 #if CHANNELS > 0
   FS_SHARED(float, features, kBatch * CHANNELS);
