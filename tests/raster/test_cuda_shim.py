@@ -16,7 +16,8 @@ from shim import ShimLauncher, stand_in
 
 import featuresplat as fs
 from featuresplat.errors import FeaturesplatError
-from featuresplat.raster import RasterSettings, _cuda_frame, _cuda_options
+from featuresplat.raster import RasterSettings, _cuda_forward, _cuda_frame, _cuda_options
+from featuresplat.raster._inputs import check_inputs
 
 pytestmark = pytest.mark.skipif(shim.unavailable() is not None, reason=str(shim.unavailable()))
 
