@@ -85,6 +85,7 @@ speed() {
     >"$results/gpu-speed.txt" 2>&1
   sed -n '/^{"machine"/,$p' "$results/gpu-speed.txt"
   grep -q '^{"machine"' "$results/gpu-speed.txt" || tail -15 "$results/gpu-speed.txt"
+  limited 60 "first use" "$python" benchmarks/gpu_once.py --first-use
   limited 80 profile "$python" benchmarks/gpu_speed.py --profile --precision fp32 --dims 3 128 512 \
     --json "$results/gpu-profile.json" >"$results/gpu-profile.txt" 2>&1
   grep -E "^(--|   )" "$results/gpu-profile.txt" || tail -15 "$results/gpu-profile.txt"

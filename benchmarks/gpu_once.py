@@ -7,7 +7,10 @@ python benchmarks/gpu_once.py --big --dims 128      the reference workload, with
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -62,12 +65,45 @@ def truth(case: gpu_speed.Case) -> dict[str, torch.Tensor]:
     return {"image": image.detach(), "features only": found["values"], "lift": lifted, **found}
 
 
+def first_call() -> int:
+    """Print the seconds of the first forward and backward of a program, then those of the second."""
+    torch.zeros(1, device=gpu_speed.DEVICE)  # torch's own start is not ours
+    for dim in (3, 128):
+        case = gpu_speed.Case(small(400, 72, 45), dim)
+        contender = gpu_speed.Ours(case, "fp32")
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            leaves = case.leaves(False)
+            torch.autograd.grad(contender.draw(leaves), leaves, case.seed)
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+        print(f"  D={dim}: first call {seconds[0]:.3f} s, second {seconds[1]:.4f} s", flush=True)
+    return 0
+
+
+def first_use() -> int:
+    """Run `first_call` in two new programs, the first with an empty cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        for state in ("empty", "full"):
+            print(f"cache {state}:", flush=True)
+            env = {**os.environ, "FEATURESPLAT_CACHE": folder}
+            subprocess.run([sys.executable, __file__, "--first-call"], env=env, check=True, stderr=subprocess.DEVNULL)
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dims", nargs="+", type=int, default=[3, 7, 16, 32, 129])
     parser.add_argument("--precision", nargs="+", default=["fp32", "fp16"])
     parser.add_argument("--big", action="store_true")
+    parser.add_argument("--first-use", action="store_true")
+    parser.add_argument("--first-call", action="store_true", help=argparse.SUPPRESS)
     a = parser.parse_args(argv)
+    if a.first_use:
+        return first_use()
+    if a.first_call:
+        return first_call()
     bad = 0
     for dim in a.dims:
         case = gpu_speed.Case(matched() if a.big else small(400, 72, 45), dim)

@@ -354,7 +354,7 @@ def test_resources(noted):
 def test_every_kernel_compiles_and_none_spills(arch, monkeypatch):
     monkeypatch.syspath_prepend(str(HERE.parents[1] / "scripts"))
     cubins = importlib.import_module("cubins")
-    usages = cubins.examine((arch,))
+    usages = cubins.examine((arch,), threads=2)
     assert {u.kernel for u in usages} >= {"project", "blend", "blend_backward", "lift"}
     assert [f"{u.kernel} {dict(u.constants)}" for u in cubins.spilling(usages)] == []
     assert all(1 <= u.registers <= 255 for u in usages)
