@@ -15,6 +15,7 @@ and once it has been edited in time or space (both zero where nothing was done)
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,14 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from featuresplat import modes, raster
+from featuresplat.densify._edit import append
 from featuresplat.modes._motion import dualquat, losses, skinning
+from featuresplat.modes._motion.curriculum import Curriculum
 from featuresplat.modes._motion.nodes import Nodes, neighbours, sample_times
-from featuresplat.modes._motion.start import Start, follow, start_of, weights_of
+from featuresplat.modes._motion.start import KEYFRAME_POINTS, Seeds, Start, follow, start_of, to_rest, weights_of
+from featuresplat.modes._motion.trained import TrainedNodes
 from featuresplat.modes.static import Mode as StaticMode
-from featuresplat.points import gaussians_from_points
+from featuresplat.points import gaussians_from_points, mean_neighbour_distance
 from featuresplat.types import Gaussians, PointCloud, RenderOutput
 
 if TYPE_CHECKING:
@@ -35,12 +39,15 @@ if TYPE_CHECKING:
 
 REFRESH = 250
 """Steps between two choices of the nodes that each moving Gaussian follows."""
-GROW_NODES = (0.25, 0.6)
+GROW_NODES = (0.45, 0.7)
 """Shares of the steps at which nodes are added where the gradients are largest."""
-EDGES = 8
-"""Neighbours of a node in the rigidity term."""
+ALONE, ENTERED = 0.02, 0.25
+"""Shares of the steps for the rest frame alone, and until all frames have entered."""
+EAGER = 4.0
+"""How much faster nodes move while frames enter."""
 FIXED = ("follows", "weights")
 """Per-Gaussian parameters that are chosen, not learned; floats, so that densification copies them along."""
+SPLATTED = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN")
 
 
 class Mode(StaticMode):
@@ -49,42 +56,36 @@ class Mode(StaticMode):
     def __init__(self, inputs: modes.ModeInputs):
         modes.Mode.__init__(self, inputs)
         self.device = inputs.device
-        self.masks: Tensor | None = None
-        if inputs.config.resume:
-            start = _placeholder(inputs)
-        else:
-            start = start_of(inputs, _reporter())
-        self._take(start)
+        start = _placeholder() if inputs.config.resume else start_of(inputs, _reporter())
+        self.motion = TrainedNodes(start.nodes, self.device)
+        self.extra_params = self.motion.params
+        self.masks, self.images, self.seeds = start.masks, start.images, start.seeds
+        self.guess: Nodes | None = start.nodes if start.images is not None else None
+        self._now: Nodes | None = None
+        self._make_gaussians(start)
 
-    def _take(self, start: Start) -> None:
-        model, device = self.config.model, self.device
+    def _make_gaussians(self, start: Start) -> None:
+        model, count = self.config.model, self.config.dynamic.follow
         clouds = [c for c in (start.still, start.moving) if c is not None and len(c)]
         cloud = PointCloud(torch.cat([c.xyz for c in clouds]), torch.cat([c.rgb for c in clouds]))
         gaussians = gaussians_from_points(cloud, model.sh_degree, model.init_opacity, scale=model.init_scale)
-        count = self.config.dynamic.follow
-        moving = torch.arange(len(cloud)) >= (
-            len(clouds[0]) if len(clouds) == 2 or start.moving is not clouds[0] else 0
-        )
-        self.times, self.rest = start.nodes.times, start.nodes.rest
-        self.log_radii = start.nodes.log_radii.to(device)
-        self.masks = start.masks
-        nodes = start.nodes
-        follows, weights = torch.full((len(cloud), count), -1.0), torch.zeros(len(cloud), count)
-        if bool(moving.any()):
-            ids = follow(nodes, cloud.xyz[moving], nodes.rest, count)
-            spare = count - ids.shape[1]
-            w = weights_of(nodes, cloud.xyz[moving], nodes.rest, ids)
-            follows[moving] = torch.nn.functional.pad(ids.float(), (0, spare))
-            weights[moving] = torch.nn.functional.pad(w, (0, spare))
-        self.gaussian_params = {k: Parameter(v.to(device)) for k, v in gaussians.tensors().items()}
-        self.gaussian_params["follows"] = Parameter(follows.to(device), requires_grad=False)
-        self.gaussian_params["weights"] = Parameter(weights.to(device), requires_grad=False)
-        self.extra_params = {
-            "nodes.positions": Parameter(nodes.positions.clone().to(device)),
-            "nodes.quats": Parameter(nodes.quats.clone().to(device)),
+        still = len(cloud) - len(start.moving)
+        ids, weights = _followed(start.nodes, cloud.xyz[still:], start.nodes.rest, count)
+        params = gaussians.tensors() | {
+            "follows": torch.cat([torch.full((still, count), -1.0), ids]),
+            "weights": torch.cat([torch.zeros(still, count), weights]),
         }
-        self._edges: tuple[Tensor, Tensor] | None = None
-        self._pull = torch.zeros(len(nodes), device=device)
+        self.gaussian_params = {
+            k: Parameter(v.to(self.device), requires_grad=k not in FIXED) for k, v in params.items()
+        }
+
+    @property
+    def curriculum(self) -> Curriculum | None:
+        """When frames enter; None without a film."""
+        if self.images is None:
+            return None
+        steps = self.config.steps
+        return Curriculum(self.motion.rest, len(self.motion.times), round(ALONE * steps), round(ENTERED * steps))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         o, d = self.config.optim, self.config.dynamic
@@ -97,38 +98,92 @@ class Mode(StaticMode):
             "shN": o.shN_lr,
             "nodes.positions": d.nodes_lr,
             "nodes.quats": d.turns_lr,
+            "bodies.shifts": d.nodes_lr,
+            "bodies.turns": d.turns_lr,
         }
         params = {**self.gaussian_params, **self.extra_params}
         return [{"name": k, "params": [params[k]], "lr": rate} for k, rate in rates.items()]
 
     def rates(self, progress: float) -> dict[str, float]:
         d = self.config.dynamic
-        fall = 0.05**progress
-        return {"nodes.positions": d.nodes_lr * fall, "nodes.quats": d.turns_lr * fall}
+        entering = self.images is not None and progress < ENTERED
+        fall = EAGER if entering else 0.05 ** max(0.0, (progress - ENTERED) / (1 - ENTERED))
+        return {
+            "nodes.positions": d.nodes_lr * fall,
+            "bodies.shifts": d.nodes_lr * fall,
+            "nodes.quats": d.turns_lr * fall,
+            "bodies.turns": d.turns_lr * fall,
+        }
 
-    @property
-    def nodes(self) -> Nodes:
-        """The nodes as they are now, differentiable."""
-        p = self.extra_params
-        return Nodes(self.times, p["nodes.positions"], p["nodes.quats"], self.log_radii, self.rest)
+    def views(self, step: int, count: int) -> list[int] | None:
+        plan = self.curriculum
+        frame = None if plan is None else plan.frame(step, self.config.seed)
+        if frame is None or self.images is None:
+            return None
+        return [int(self.images[frame])]
+
+    def before_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Let frames enter, and add what settled ones show beyond the model."""
+        plan = self.curriculum
+        if plan is None or self.guess is None or step > plan.until:
+            return
+        for t in plan.settled(step):
+            if t in self.seeds and t != plan.rest:
+                self._add_seen(t, step, optimizer)
+        for t in plan.entering(step):
+            self.motion.enter(t, t - 1 if t > plan.rest else t + 1, self.guess, optimizer)
+        if step == plan.until:
+            self.guess, self.seeds = None, {}
+            self.motion.forget_edges()
+
+    @torch.no_grad()
+    def _add_seen(self, t: int, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Gaussians for the pixels of what moves in frame t that none covers yet."""
+        p, nodes = self.gaussian_params, self.motion.now()
+        shows = (p["follows"][:, 0] >= 0) & (p["logit_opacities"] > -1)
+        here = self.at(float(self.motion.times[t])).means[shows]
+        viewmat = self.inputs.cameras.viewmats[self.images[t]].float() if self.images is not None else torch.eye(4)
+        cloud = self.seeds[t].place(nodes.map(lambda v: v.cpu()), t, viewmat, KEYFRAME_POINTS, here.cpu())
+        room = self.config.model.budget - len(p["means"])
+        cloud = PointCloud(cloud.xyz[: max(room, 0)], cloud.rgb[: max(room, 0)])
+        if len(cloud) < 4:
+            return
+        xyz = cloud.xyz.to(self.device)
+        ids, weights = _followed(nodes, xyz, t, self.config.dynamic.follow, self._entered(step))
+        rest = to_rest(nodes, xyz, t, ids.long().clamp_min(0), weights)
+        model = self.config.model
+        new = gaussians_from_points(PointCloud(rest, cloud.rgb.to(self.device)), model.sh_degree, model.init_opacity)
+        # Among those around, not only among the new: these lie along seams.
+        everywhere = torch.cat([p["means"][shows], rest]).double().cpu().numpy()
+        gap = torch.from_numpy(mean_neighbour_distance(everywhere)[-len(rest) :]).float().log().to(self.device)
+        rows = new.tensors() | {"log_scales": gap[:, None].repeat(1, 3), "follows": ids, "weights": weights}
+        append(p, optimizer, rows)
+
+    def _entered(self, step: int) -> Tensor | None:
+        """Frames to compare paths at: of those that have entered."""
+        plan = self.curriculum
+        if plan is None or step >= plan.until:
+            return None
+        first, last = plan.range(step)
+        return sample_times(last - first + 1, first=first)
 
     def at(self, time: float | None = None) -> Gaussians:
         p = self.gaussian_params
         moving = (p["follows"][:, 0] >= 0).nonzero()[:, 0]
         # One view a time: what depends on the view cannot be told from what depends on the time.
         still = (p["follows"][:, 0] < 0).to(p["shN"].dtype)
-        g = Gaussians(**{k: p[k] for k in ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN")})
+        g = Gaussians(**{k: p[k] for k in SPLATTED})
         g = replace(g, shN=g.shN * still[:, None, None])
         if time is None or not len(moving):
             return g
-        motion = skinning.motions(
-            self.nodes.at(time), p["follows"][moving].detach().long(), p["weights"][moving].detach()
-        )
-        means, quats = skinning.move(g.means[moving], g.quats[moving], motion)
+        nodes = self._now if self._now is not None else self.motion.now()
+        ids, weights = p["follows"][moving].detach().long(), p["weights"][moving].detach()
+        means, quats = skinning.move(g.means[moving], g.quats[moving], skinning.motions(nodes.at(time), ids, weights))
         return replace(g, means=g.means.index_put((moving,), means), quats=g.quats.index_put((moving,), quats))
 
     def render(self, view: modes.View) -> RenderOutput:
         """As every mode, and with it how much of each pixel moves (one feature channel)."""
+        self._now = self.motion.now()
         g = self.at(view.time)
         moving = None
         if self.masks is not None and self.config.dynamic.mask > 0:
@@ -152,134 +207,139 @@ class Mode(StaticMode):
         )
 
     def losses(self, out: RenderOutput, batch: modes.Batch) -> dict[str, Tensor]:
+        nodes, self._now = self._now, None
         d, terms = self.config.dynamic, super().losses(out, batch)
         if out.features is not None and self.masks is not None:
             terms["mask"] = d.mask * _mask_loss(out, self.masks[batch.view.index].to(self.device))
-        nodes = self.nodes
-        if len(nodes) < 2 or nodes.positions.shape[1] < 2 or batch.view.time is None:
+        if nodes is None or len(nodes) < 2 or nodes.positions.shape[1] < 2 or batch.view.time is None:
             return terms
-        frames, others = self._pairs(batch.view.time, batch.view.step)
-        size = self.log_radii.detach().exp().median()
-        ids, weights = self.edges()
+        step = batch.view.step
+        first, last = self._bounds(step)
+        if first == last:
+            return terms
+        frames, others = self._pairs(batch.view.time, step, first, last)
+        size = self.motion.log_radii.detach().exp().median()
+        ids, weights = self.motion.edges()
         terms["arap"] = d.rigidity * losses.arap(nodes, ids, weights, frames, others) / size**2
         terms["turns"] = d.rigidity * losses.turn_smoothness(nodes, ids, weights, frames, others)
-        place, turn = losses.acceleration(nodes)
+        inside = replace(nodes, positions=nodes.positions[:, first : last + 1], quats=nodes.quats[:, first : last + 1])
+        place, turn = losses.acceleration(inside)
         terms["acceleration"] = d.smoothness * (place / size**2 + turn)
         return terms
 
-    def _pairs(self, time: float, step: int) -> tuple[Tensor, Tensor]:
-        """The view's frame and others that it is held to: its neighbours and three at random."""
-        count = len(self.times)
-        now = int((self.times - time).abs().argmin())
+    def _bounds(self, step: int) -> tuple[int, int]:
+        plan = self.curriculum
+        return (0, len(self.motion.times) - 1) if plan is None or step >= plan.until else plan.range(step)
+
+    def _pairs(self, time: float, step: int, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """The view's frame and others that it is held to: its neighbours, the rest frame and three at random."""
+        now = int((self.motion.times - time).abs().argmin())
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-        drawn = torch.randint(count, (3,), generator=generator).tolist()
-        others = sorted({max(now - 1, 0), min(now + 1, count - 1), self.rest, *drawn} - {now})
+        drawn = (first + torch.randint(last - first + 1, (3,), generator=generator)).tolist()
+        others = sorted({max(now - 1, first), min(now + 1, last), self.motion.rest, *drawn} - {now})
         return torch.full((len(others),), now), torch.tensor(others)
 
-    def edges(self) -> tuple[Tensor, Tensor]:
-        """Neighbours of the nodes and weights, chosen anew now and then."""
-        if self._edges is None:
-            self._edges = losses.edges_of(self.nodes.detach(), min(EDGES, len(self.log_radii) - 1))
-        return self._edges
-
+    @torch.no_grad()
     def after_step(self, step: int, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
         """Note where the gradients pull; now and then choose anew who follows whom, and add nodes."""
         super().after_step(step, optimizer, generator)
         p = self.gaussian_params
         grad = p["means"].grad
-        with torch.no_grad():
-            if grad is not None and len(grad) == len(p["follows"]):
-                moving = (p["follows"][:, 0] >= 0).nonzero()[:, 0]
-                pull = grad[moving].norm(dim=1).nan_to_num(0, 0, 0)
-                self._pull.index_add_(0, p["follows"][moving, 0].long(), pull)
-            growing = [round(share * self.config.steps) for share in GROW_NODES]
-            if step in growing:
-                self.grow_nodes(optimizer)
-            if (step + 1) % REFRESH == 0:
-                self.refresh()
+        if grad is not None and len(grad) == len(p["follows"]):
+            moving = (p["follows"][:, 0] >= 0).nonzero()[:, 0]
+            pull = grad[moving].norm(dim=1).nan_to_num(0, 0, 0)
+            self.motion.pull.index_add_(0, p["follows"][moving, 0].long(), pull)
+        if step in [round(share * self.config.steps) for share in GROW_NODES]:
+            self.grow_nodes(optimizer)
+        if (step + 1) % REFRESH == 0:
+            self.refresh(step)
 
-    def refresh(self) -> None:
+    @torch.no_grad()
+    def refresh(self, step: int) -> None:
         """Let every moving Gaussian follow the nodes whose paths are nearest to its own."""
-        p, nodes = self.gaussian_params, self.nodes.detach()
+        p, nodes = self.gaussian_params, self.motion.now()
         moving = (p["follows"][:, 0] >= 0).nonzero()[:, 0]
-        self._edges = None
+        self.motion.forget_edges()
         if not len(moving):
             return
-        some, motions = sample_times(len(self.times)), nodes.frames()
+        some = self._entered(step)
+        some = sample_times(len(self.motion.times)) if some is None else some
+        motions, means = nodes.frames(), p["means"].detach()[moving]
         ids, weights = p["follows"][moving].long(), p["weights"][moving]
-        means = p["means"].detach()[moving]
         there = torch.stack(
             [dualquat.apply(skinning.motions(motions[:, s], ids, weights), means) for s in some.tolist()], dim=1
         )
-        count = ids.shape[1]
-        near = neighbours(nodes.positions[:, some], there, count)
-        p["follows"].data[moving, : near.shape[1]] = near.float()
+        near = neighbours(nodes.positions[:, some], there, ids.shape[1])
         d2 = ((there[:, None] - nodes.positions[near][:, :, some]) ** 2).sum(-1).mean(-1)
-        w = torch.softmax(-0.5 * d2 * (-2 * self.log_radii)[near].exp(), dim=1)
-        p["weights"].data[moving, : near.shape[1]] = w
-        p["weights"].data[moving, near.shape[1] :] = 0
+        w = torch.softmax(-0.5 * d2 * (-2 * nodes.log_radii)[near].exp(), dim=1)
+        p["follows"].data[moving] = _padded(near.float(), ids.shape[1])
+        p["weights"].data[moving] = _padded(w, ids.shape[1])
 
+    @torch.no_grad()
     def grow_nodes(self, optimizer: torch.optim.Optimizer) -> int:
-        """Add nodes in the middle of those whose Gaussians are pulled most; returns how many."""
-        p, nodes = self.gaussian_params, self.nodes.detach()
+        """Add nodes among the Gaussians of those that are pulled most; returns how many."""
+        p, nodes = self.gaussian_params, self.motion.now()
         room = min(self.config.dynamic.most_nodes - len(nodes), len(nodes) // 4)
-        owner = p["follows"].detach()[:, 0].long()
-        pull, new = self._pull.clone(), []
-        self._pull = torch.zeros_like(pull)
+        owner, pull, new = p["follows"].detach()[:, 0].long(), self.motion.pull, []
         for m in pull.argsort(descending=True)[: max(room, 0)].tolist():
-            own = (owner == m).nonzero()[:, 0]
+            own = ((owner == m) & (p["logit_opacities"] > -1)).nonzero()[:, 0]
             if len(own) < 8 or float(pull[m]) <= 0:
                 continue
-            # The Gaussian that is farthest from its node, of those that show.
             far = (p["means"].detach()[own] - nodes.rest_positions[m]).norm(dim=1)
-            far = torch.where(p["logit_opacities"].detach()[own] > -1, far, 0)
-            far = torch.where(far <= far.quantile(0.8), far, 0)
-            new.append(int(own[far.argmax()]))
+            # The far end of what follows the node, but no stray.
+            new.append(int(own[far.argsort()[int(0.8 * (len(own) - 1))]]))
+        self.motion.pull = torch.zeros_like(pull)
         if not new:
             return 0
         rows = torch.tensor(new)
         ids, weights = p["follows"].detach()[rows].long(), p["weights"].detach()[rows]
-        motions = dualquat.blend(nodes.frames()[ids].transpose(1, 2), weights[:, None].expand(-1, len(self.times), -1))
-        places = dualquat.apply(motions, p["means"].detach()[rows, None])  # [R, T, 3]
-        self._append(optimizer, "nodes.positions", places)
-        self._append(optimizer, "nodes.quats", motions[..., :4].contiguous())
-        radii = self.log_radii[owner[rows]] - 0.2
-        self.log_radii = torch.cat([self.log_radii, radii])
-        self._pull = torch.zeros(len(self.log_radii), device=self.device)
-        self.refresh()
+        spread_out = weights[:, None].expand(-1, len(self.motion.times), -1)
+        motions = dualquat.blend(nodes.frames()[ids].transpose(1, 2), spread_out)
+        self.motion.add(
+            dualquat.apply(motions, p["means"].detach()[rows, None]), motions[..., :4], owner[rows], optimizer
+        )
         return len(new)
 
-    def _append(self, optimizer: torch.optim.Optimizer, name: str, rows: Tensor) -> None:
-        from featuresplat.densify._edit import append
-
-        one = {name: self.extra_params[name]}
-        append(one, optimizer, {name: rows})
-        self.extra_params[name] = one[name]
-
     def buffers(self) -> dict[str, Tensor]:
-        out = {"times": self.times, "rest": torch.tensor([self.rest]), "log_radii": self.log_radii, "pull": self._pull}
-        if self._edges is not None:
-            out |= {"edge_ids": self._edges[0], "edge_weights": self._edges[1]}
-        return out if self.masks is None else out | {"masks": self.masks.to(torch.uint8)}
+        out = self.motion.buffers()
+        if self.masks is not None:
+            out["masks"] = self.masks.to(torch.uint8)
+        if self.images is not None:
+            out["images"] = self.images
+        if self.guess is not None:
+            out |= {"guess.positions": self.guess.positions, "guess.quats": self.guess.quats}
+            out["guess.log_radii"] = self.guess.log_radii
+            for t, seeds in self.seeds.items():
+                out[f"seeds.{t}"] = torch.cat([seeds.rays, seeds.depth[:, None], seeds.colors], 1)
+                out[f"pixel.{t}"] = torch.tensor([seeds.pixel], dtype=torch.float64)
+        return out
 
     def load_buffers(self, buffers: dict[str, Tensor]) -> None:
-        self.times, self.rest = buffers["times"], int(buffers["rest"])
-        self.log_radii, self._pull = buffers["log_radii"].to(self.device), buffers["pull"].to(self.device)
-        self._edges = (buffers["edge_ids"], buffers["edge_weights"]) if "edge_ids" in buffers else None
+        self.motion.load_buffers(buffers, self.device)
+        self.motion.params = self.extra_params
         self.masks = buffers["masks"].bool() if "masks" in buffers else None
+        self.images = buffers.get("images")
+        self.guess, self.seeds = None, {}
+        if "guess.positions" in buffers:
+            named = (buffers[f"guess.{k}"] for k in ("positions", "quats", "log_radii"))
+            self.guess = Nodes(self.motion.times, *named, rest=self.motion.rest)
+        for name in (n for n in buffers if n.startswith("seeds.")):
+            t, rows = int(name[6:]), buffers[name]
+            self.seeds[t] = Seeds(rows[:, :2], rows[:, 2], rows[:, 3:], float(buffers[f"pixel.{t}"]))
         for name in FIXED:
             self.gaussian_params[name].requires_grad_(False)
 
     def state(self) -> dict[str, Tensor]:
         p, frame = self.gaussian_params, self.inputs.frame
-        nodes = self.nodes.detach()
+        with torch.no_grad():
+            nodes = self.motion.now()
         positions = nodes.positions.double() / frame.scale + frame.center.to(self.device)
         return {
-            "nodes.times": self.times.clone(),
+            "nodes.times": self.motion.times.clone(),
             "nodes.positions": positions.float(),
-            "nodes.quats": nodes.quats.clone(),
-            "nodes.log_radii": nodes.log_radii - float(torch.tensor(frame.scale).log()),
-            "nodes.rest": torch.tensor([self.rest]),
+            "nodes.quats": torch.nn.functional.normalize(nodes.quats, dim=-1),
+            "nodes.log_radii": nodes.log_radii - math.log(frame.scale),
+            "nodes.rest": torch.tensor([self.motion.rest]),
             "gaussian.nodes": (p["follows"].detach() + 1).to(torch.int32),
             "gaussian.weights": p["weights"].detach().clone(),
         }
@@ -354,7 +414,20 @@ def _mask_loss(out: RenderOutput, mask: Tensor) -> Tensor:
     return (torch.where(sure, 1 - got, 0) + torch.where(near < 0.01, got, 0)).mean()
 
 
-def _placeholder(inputs: modes.ModeInputs) -> Start:
+def _followed(nodes: Nodes, points: Tensor, t: int, count: int, some: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Nodes [N, K], as floats, and weights [N, K] for points [N, 3] of frame t."""
+    if not len(points):
+        return points.new_zeros(0, count), points.new_zeros(0, count)
+    ids = follow(nodes, points, t, count, some)
+    return _padded(ids.float(), count), _padded(weights_of(nodes, points, t, ids), count)
+
+
+def _padded(rows: Tensor, count: int) -> Tensor:
+    """[N, count] with zeros for nodes that there are not."""
+    return torch.nn.functional.pad(rows, (0, count - rows.shape[1]))
+
+
+def _placeholder() -> Start:
     """Something of the right kinds: a resumed run's checkpoint replaces it all."""
     xyz = torch.eye(3)
     nodes = Nodes(torch.tensor([0.0, 1.0]), xyz[:, None].repeat(1, 2, 1), torch.ones(3, 2, 4), torch.zeros(3))

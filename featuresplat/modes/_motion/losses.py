@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from featuresplat.modes._motion import dualquat
-from featuresplat.modes._motion.nodes import Nodes
+from featuresplat.modes._motion.nodes import Nodes, neighbours, sample_times
+
+TOGETHER = 0.4
+"""Weight of an edge from which two nodes count as one body."""
 
 
 def arap(nodes: Nodes, ids: Tensor, weights: Tensor, frames: Tensor, others: Tensor) -> Tensor:
@@ -48,13 +54,20 @@ def acceleration(nodes: Nodes) -> tuple[Tensor, Tensor]:
     return place, ((second - side * first) ** 2).sum(-1).mean()
 
 
+def bodies_of(ids: Tensor, weights: Tensor) -> Tensor:
+    """[M] the body that each node belongs to: nodes joined by strong edges, as `edges_of` gives them."""
+    count = len(ids)
+    strong = (weights > TOGETHER).cpu()
+    rows = torch.arange(count)[:, None].expand_as(ids)[strong].numpy()
+    graph = coo_array((np.ones(len(rows)), (rows, ids.cpu()[strong].numpy())), shape=(count, count))
+    return torch.from_numpy(connected_components(graph, directed=False)[1]).long()
+
+
 def edges_of(nodes: Nodes, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` neighbours [M, J] of each node by path, and weights [M, J] that fall with path distance.
 
     Edges whose ends do not keep their distance over time weigh little: two objects that touch are not one.
     """
-    from featuresplat.modes._motion.nodes import neighbours, sample_times
-
     with torch.no_grad():
         some = sample_times(nodes.positions.shape[1], 12)
         paths = nodes.positions[:, some]

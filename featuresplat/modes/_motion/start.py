@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from featuresplat.types import PointCloud
 
 KEYFRAMES = 13
 """Frames that points are taken from."""
+SEEDS, KEYFRAME_POINTS = 8000, 4000
+"""Pixels of what moves kept of each of them, and points made of them at most."""
 TRACKS = 900
 """Tracks that nodes are fitted to; more cost time and tell little new."""
 COVERED = 3
@@ -33,12 +35,16 @@ class Start:
         moving: points that move, in the nodes' rest frame.
         nodes: how they move; without any, everything may move by nodes that have yet to learn how.
         masks: bool [M, H, W] by training image, at the film's reduced size; or None.
+        images: [T] training image of each frame of the nodes; None where there is no film.
+        seeds: pixels of what moves, by frame; those of the rest frame are ``moving`` already.
     """
 
     still: PointCloud | None
     moving: PointCloud
     nodes: Nodes
     masks: Tensor | None
+    images: Tensor | None = None
+    seeds: dict[int, Seeds] = field(default_factory=dict)
 
 
 def start_of(inputs: modes.ModeInputs, progress: Progress = silent) -> Start:
@@ -60,9 +66,11 @@ def start_of(inputs: modes.ModeInputs, progress: Progress = silent) -> Start:
     nodes = fit_motion(paths, times, config.dynamic.nodes, steps=config.dynamic.fit_steps, seed=config.seed)
     if nodes is None:
         return _without_film(inputs, film)
-    still, moving = _points(inputs, film, masks, paths, nodes)
-    order = torch.tensor(film.indices).argsort()
-    return Start(still, moving, nodes, torch.from_numpy(masks)[order])
+    order = torch.tensor(film.indices)
+    seeds = _seeds(inputs, film, masks, nodes.rest)
+    moving = seeds[nodes.rest].place(nodes, nodes.rest, _viewmats(inputs, film)[nodes.rest], KEYFRAME_POINTS)
+    still = _still_points(inputs, film, masks)
+    return Start(still, moving, nodes, torch.from_numpy(masks)[order.argsort()], order, seeds)
 
 
 def one_camera(film: priors.Film) -> bool:
@@ -166,44 +174,83 @@ def _floor(inputs: modes.ModeInputs, film: priors.Film, viewmats: Tensor, masks:
     return out
 
 
-def _points(
-    inputs: modes.ModeInputs, film: priors.Film, masks: np.ndarray, paths: Paths, nodes: Nodes
-) -> tuple[PointCloud | None, PointCloud]:
-    """Still and moving start points from key frames, each where those before left a surface uncovered."""
+def _still_points(inputs: modes.ModeInputs, film: priors.Film, masks: np.ndarray) -> PointCloud | None:
+    """The start points that hold still, and pixels of known depth from key frames where there are none yet."""
     viewmats = _viewmats(inputs, film)
-    budget = inputs.config.model.budget
-    keys = np.unique(np.linspace(0, len(film) - 1, min(KEYFRAMES, len(film))).round().astype(int))
-    keys = sorted(keys, key=lambda t: abs(int(t) - nodes.rest))
-    moving = _Cover(film, viewmats, nodes)
-    still = _Cover(film, viewmats, None)
+    most = max(inputs.config.model.budget // 2, 1)
+    still = _Cover(film, viewmats)
     if inputs.points is not None and len(inputs.points):
         static = _that_hold_still(inputs, film, viewmats, masks)
         still.add(static.xyz.float(), static.rgb.float())
-    most_still = max(budget // 2 - len(still.xyz), 0)
-    for t in (int(t) for t in keys):
-        depth = None if film.depth is None else film.depth[t] * inputs.frame.scale
-        if depth is not None:
-            still.extend(t, ~masks[t], depth, max(1, most_still // 4), step=2)
-        moving.extend(t, masks[t], _depth_of_tracks(film, paths, nodes, t) if depth is None else depth, 100_000)
-    cloud = moving.cloud(inputs.config.dynamic.moving, inputs.config.seed)
-    if len(still.xyz) == 0:
-        return None, cloud
-    return still.cloud(max(budget // 2, 1), inputs.config.seed), cloud
+    if film.depth is not None:
+        room = max(most - len(still.xyz), 0)
+        for t in (int(t) for t in _keyframes(film)):
+            still.extend(t, ~masks[t], film.depth[t] * inputs.frame.scale, max(1, room // 4))
+    return still.cloud(most, inputs.config.seed) if len(still.xyz) else None
 
 
-def _depth_of_tracks(film: priors.Film, paths: Paths, nodes: Nodes, t: int) -> np.ndarray:
-    """[H, W] z of the moving parts in frame t, from the nodes: each pixel at the depth of the nodes that show near."""
-    width, height = film.size
-    local = nodes.positions[:, t] @ paths.viewmats[t, :3, :3].T + paths.viewmats[t, :3, 3]
-    K, z = film.Ks[t], local[:, 2].clamp_min(1e-3).numpy()
-    uv = local[:, :2].numpy() / z[:, None] * [K[0, 0], K[1, 1]] + [K[0, 2], K[1, 2]]
-    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    distance, near = KDTree(uv).query(np.stack([x.ravel(), y.ravel()], 1), k=min(4, len(uv)))
-    distance, near = distance.reshape(width * height, -1), near.reshape(width * height, -1)
-    weight = 1 / (distance + 1.0) ** 2
-    # The nearer surface of those around is the one that shows.
-    weight = weight * np.exp(-20 * (z[near] / z[near].min(1, keepdims=True) - 1))
-    return ((weight * z[near]).sum(1) / weight.sum(1)).reshape(height, width).astype(np.float32)
+def _keyframes(film: priors.Film) -> np.ndarray:
+    return np.unique(np.linspace(0, len(film) - 1, min(KEYFRAMES, len(film))).round().astype(int))
+
+
+def _seeds(inputs: modes.ModeInputs, film: priors.Film, masks: np.ndarray, rest: int) -> dict[int, Seeds]:
+    """The pixels of what moves, in the rest frame and in key frames."""
+    out = {}
+    for t in sorted({int(t) for t in _keyframes(film)} | {rest}):
+        rows, cols = np.nonzero(masks[t])
+        if len(rows) > SEEDS:
+            keep = np.sort(np.random.default_rng(t).permutation(len(rows))[:SEEDS])
+            rows, cols = rows[keep], cols[keep]
+        K = film.Ks[t]
+        rays = np.stack([(cols + 0.5 - K[0, 2]) / K[0, 0], (rows + 0.5 - K[1, 2]) / K[1, 1]], 1)
+        depth = np.zeros(len(rows)) if film.depth is None else film.depth[t][rows, cols] * inputs.frame.scale
+        colors = film.images[t][rows, cols] / 255.0
+        out[t] = Seeds(*(torch.from_numpy(v).float() for v in (rays, depth, colors)), pixel=float(1 / K[0, 0]))
+    return out
+
+
+@dataclass
+class Seeds:
+    """Pixels of what moves in one frame: rays [Q, 2] (x/z, y/z), depth [Q] (training units, 0 = unknown), colors
+    [Q, 3]; ``pixel`` is the width of one in units of the rays."""
+
+    rays: Tensor
+    depth: Tensor
+    colors: Tensor
+    pixel: float
+
+    def place(self, nodes: Nodes, t: int, viewmat: Tensor, most: int, others: Tensor | None = None) -> PointCloud:
+        """Points in the world of those pixels of frame t that none of ``others`` [N, 3] (of frame t) covers.
+
+        Where depth is unknown, a pixel takes that of the nodes that show near it.
+        """
+        depth = self.depth if bool((self.depth > 0).any()) else depth_by_nodes(nodes, t, viewmat, self.rays)
+        wanted = depth > 0
+        if others is not None and len(others):
+            local = others @ viewmat[:3, :3].T + viewmat[:3, 3]
+            local = local[local[:, 2] > 1e-3]
+            if len(local):
+                at = (local[:, :2] / local[:, 2:]).numpy()
+                distance, near = KDTree(at).query(self.rays.numpy(), k=1)
+                alike = (local[near, 2] - depth).abs() < 0.05 * depth
+                wanted &= ~((torch.from_numpy(distance) < COVERED * self.pixel) & alike)
+        rows = wanted.nonzero()[:, 0]
+        if len(rows) > most:
+            rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(t))[:most].sort().values]
+        z = depth[rows, None]
+        xyz = (torch.cat([self.rays[rows] * z, z], 1) - viewmat[:3, 3]) @ viewmat[:3, :3]
+        return PointCloud(xyz, self.colors[rows])
+
+
+def depth_by_nodes(nodes: Nodes, t: int, viewmat: Tensor, rays: Tensor) -> Tensor:
+    """[Q] z along rays [Q, 2] of frame t: of the nodes that show near, the nearer ones."""
+    local = nodes.positions[:, t] @ viewmat[:3, :3].T + viewmat[:3, 3]
+    z = local[:, 2].clamp_min(1e-3)
+    distance, near = KDTree((local[:, :2] / z[:, None]).numpy()).query(rays.numpy(), k=min(4, len(z)))
+    distance = torch.from_numpy(distance.reshape(len(rays), -1)).float()
+    around = z[torch.from_numpy(near.reshape(len(rays), -1))]
+    weight = 1 / (distance + 0.003) ** 2 * torch.exp(-20 * (around / around.amin(1, keepdim=True) - 1))
+    return (weight * around).sum(1) / weight.sum(1)
 
 
 def _that_hold_still(inputs: modes.ModeInputs, film: priors.Film, viewmats: Tensor, masks: np.ndarray) -> PointCloud:
@@ -237,12 +284,11 @@ def _that_hold_still(inputs: modes.ModeInputs, film: priors.Film, viewmats: Tens
 
 
 class _Cover:
-    """Points that grow key frame by key frame, where no surface is yet."""
+    """Points that hold still, growing key frame by key frame where no surface is yet."""
 
-    def __init__(self, film: priors.Film, viewmats: Tensor, nodes: Nodes | None):
-        self.film, self.viewmats, self.nodes = film, viewmats, nodes
+    def __init__(self, film: priors.Film, viewmats: Tensor):
+        self.film, self.viewmats = film, viewmats
         self.xyz, self.rgb = torch.zeros(0, 3), torch.zeros(0, 3)
-        self.motions = None if nodes is None else nodes.frames()  # [M, T, 8]
 
     def add(self, xyz: Tensor, rgb: Tensor) -> None:
         self.xyz, self.rgb = torch.cat([self.xyz, xyz]), torch.cat([self.rgb, rgb])
@@ -251,25 +297,20 @@ class _Cover:
         keep = torch.randperm(len(self.xyz), generator=torch.Generator().manual_seed(seed))[:most].sort().values
         return PointCloud(self.xyz[keep], self.rgb[keep])
 
-    def extend(self, t: int, mask: np.ndarray, depth: np.ndarray, most: int, step: int = 1) -> None:
-        """Take the pixels of frame t in the mask, of known depth, that no point covers."""
+    def extend(self, t: int, mask: np.ndarray, depth: np.ndarray, most: int) -> None:
+        """Take every other pixel of frame t in the mask, of known depth, that no point covers."""
         film, viewmat = self.film, self.viewmats[t]
         wanted = mask & (depth > 0) & ~self._covered(t, depth)
-        wanted[::2] &= step == 1
-        wanted[:, ::2] &= step == 1
+        wanted[::2], wanted[:, ::2] = False, False
         rows, cols = np.nonzero(wanted)
         if len(rows) > most:
             keep = np.random.default_rng(t).permutation(len(rows))[:most]
             rows, cols = rows[keep], cols[keep]
-        if not len(rows):
-            return
         z = torch.from_numpy(depth[rows, cols]).float()
         K = film.Ks[t]
         x = torch.from_numpy((cols + 0.5 - K[0, 2]) / K[0, 0]).float() * z
         y = torch.from_numpy((rows + 0.5 - K[1, 2]) / K[1, 1]).float() * z
         xyz = (torch.stack([x, y, z], 1) - viewmat[:3, 3]) @ viewmat[:3, :3]
-        if self.nodes is not None:
-            xyz = to_rest(self.nodes, xyz, t)
         self.add(xyz, torch.from_numpy(film.images[t][rows, cols]).float() / 255.0)
 
     def _covered(self, t: int, depth: np.ndarray) -> np.ndarray:
@@ -277,24 +318,23 @@ class _Cover:
         near = np.zeros(depth.shape, np.uint8)
         if not len(self.xyz):
             return near > 0
-        xyz = self.xyz
-        if self.nodes is not None and self.motions is not None:
-            ids = follow(self.nodes, xyz, self.nodes.rest, 3)
-            weights = weights_of(self.nodes, xyz, self.nodes.rest, ids)
-            xyz = dualquat.apply(dualquat.blend(self.motions[:, t][ids], weights), xyz)
-        uv, z = _seen_points(xyz, self.viewmats[t], self.film, t)
+        uv, z = _seen_points(self.xyz, self.viewmats[t], self.film, t)
         rows, cols = uv[:, 1].astype(int), uv[:, 0].astype(int)
         like = np.abs(z - depth[rows, cols]) < 0.05 * z
         near[rows[like], cols[like]] = 1
         return opencv().dilate(near, np.ones((2 * COVERED + 1,) * 2, np.uint8)) > 0
 
 
-def follow(nodes: Nodes, points: Tensor, t: int, count: int) -> Tensor:
-    """[N, K] nodes that points [N, 3] of frame t follow: near in place, then near in the path that this gives."""
+def follow(nodes: Nodes, points: Tensor, t: int, count: int, some: Tensor | None = None) -> Tensor:
+    """[N, K] nodes that points [N, 3] of frame t follow: near in place, then near in the path that this gives.
+
+    Args:
+        some: frames at which paths are compared; default: a few over the whole time.
+    """
     count = min(count, len(nodes))
     place = nodes.positions[:, t]
     ids = torch.cat([torch.cdist(part, place).topk(count, largest=False).indices for part in points.split(4096)])
-    some = sample_times(nodes.positions.shape[1])
+    some = sample_times(nodes.positions.shape[1]) if some is None else some
     motions = nodes.frames()
     weights = weights_of(nodes, points, t, ids)
     back = dualquat.inverse(dualquat.blend(motions[ids, t], weights))
@@ -309,11 +349,9 @@ def weights_of(nodes: Nodes, points: Tensor, t: int, ids: Tensor) -> Tensor:
     return torch.softmax(-0.5 * d2 * (-2 * nodes.log_radii)[ids].exp(), dim=1)
 
 
-def to_rest(nodes: Nodes, points: Tensor, t: int, count: int = 4) -> Tensor:
-    """Points [N, 3] of frame t in the rest frame."""
-    ids = follow(nodes, points, t, count)
-    back = dualquat.blend(nodes.frames()[ids, t], weights_of(nodes, points, t, ids))
-    return dualquat.apply(dualquat.inverse(back), points)
+def to_rest(nodes: Nodes, points: Tensor, t: int, ids: Tensor, weights: Tensor) -> Tensor:
+    """Points [N, 3] of frame t, which follow the nodes ``ids``, in the rest frame."""
+    return dualquat.apply(dualquat.inverse(dualquat.blend(nodes.frames()[ids, t], weights)), points)
 
 
 def _without_film(inputs: modes.ModeInputs, film: priors.Film) -> Start:
