@@ -220,7 +220,7 @@ FS_DEVICE void sum_group(Shared& s, int warp, const float* vs, const int32_t* li
 }
 #endif
 
-FS_KERNEL(256, blend_backward, const BackwardArgs a) {
+FS_KERNEL_OCCUPANCY(256, 1, blend_backward, const BackwardArgs a) {
   FS_DYNAMIC_SHARED(Shared, shared);
   Shared& s = *shared;
   const int tile = blockIdx.x, warp = fs_warp(), lane = fs_lane();

@@ -18,6 +18,7 @@ struct BlendArgs {
   float *rgb, *features, *alpha, *depth;  // rgb may be null
   int32_t* last;             // [C, H, W] how many of its tile's entries a pixel used
   float* left;               // [C, H, W] transmittance behind them
+  const int32_t* only_if;    // nothing to do while this is 0; or null
   int64_t n, dim;
   int32_t width, height, tiles, tiles_x;
   float alpha_max, transmittance_min;
@@ -26,6 +27,7 @@ struct BlendArgs {
 constexpr int kBatch = 256, kShape = 48 / 16;
 
 FS_KERNEL_OCCUPANCY(256, (CHANNELS > 4 ? 3 : 4), blend, const BlendArgs a) {
+  if (a.only_if && !*a.only_if) return;
   FS_SHARED(float4, entries, kBatch * kShape);
 #if CHANNELS > 0
   FS_SHARED(float, features, kBatch * CHANNELS);

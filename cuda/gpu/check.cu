@@ -1,14 +1,18 @@
-// Which rows of features hold a number that is not finite: their Gaussians are left out.
-#include "device.cuh"
+// Gaussians with a feature that is not finite are left out. Few channels are looked at beforehand (check_rows, excluded in
+// project.cu). Many channels are looked at only where they are used: when a sum came out sick (features.cu), their rows are
+// checked after all, their entries dropped, and everything is blended once more.
+#include "splat.cuh"
 
 struct CheckArgs {
-  const float* rows;  // [n, dim]
-  uint8_t* out;       // [n] not 0 where one is not finite
+  const float* rows;       // [n, dim]
+  uint8_t* bad;            // [n] not 0 where one is not finite
+  const int32_t* only_if;  // nothing to do while this is 0; or null
   int64_t n, dim;
 };
 
 // One warp a row.
 FS_KERNEL(256, check_rows, const CheckArgs a) {
+  if (a.only_if && !*a.only_if) return;
   const int64_t row = fs_global_thread() >> 5;
   if (row >= a.n) return;
   const float* from = a.rows + row * a.dim;
@@ -20,5 +24,28 @@ FS_KERNEL(256, check_rows, const CheckArgs a) {
   }
   for (; c < a.dim; c += 32) zero = fmaf(fs_ldg(from + c), 0.f, zero);
   const int bad = fs_any(!(zero == 0));
-  if (fs_lane() == 0) a.out[row] = static_cast<uint8_t>(bad);
+  if (fs_lane() == 0) a.bad[row] = static_cast<uint8_t>(bad);
+}
+
+struct DropArgs {
+  const int32_t* only_if;
+  const uint8_t* bad;  // [n]
+  const uint32_t *offsets, *slots;
+  Entry* entries;
+  float* means2d;  // [C, n, 2] and so on
+  int32_t* radii;
+  float *depths, *conics;
+  int64_t n, slots_total, capacity;
+  int32_t all_tiles;
+};
+
+// One thread for each place and for each slot.
+FS_KERNEL(256, drop_bad, const DropArgs a) {
+  if (!*a.only_if) return;
+  const int64_t i = fs_global_thread();
+  if (i < min(a.capacity, static_cast<int64_t>(a.offsets[a.all_tiles])) && a.bad[a.slots[i] % a.n]) a.entries[i].mask = 0;
+  if (i >= a.slots_total || !a.bad[i % a.n]) return;
+  for (int k = 0; k < 2; ++k) a.means2d[2 * i + k] = 0, a.radii[2 * i + k] = 0;
+  for (int k = 0; k < 3; ++k) a.conics[3 * i + k] = 0;
+  a.depths[i] = 0;
 }

@@ -19,6 +19,8 @@ struct FeaturesArgs {
   const int32_t* last;  // [C, H, W]
   const float* scale;   // [2] with HALF: a power of two that brings features near 1, and its inverse
   float* out;           // [C, H, W, dim]
+  int32_t* sick;        // set when a sum is not finite; or null
+  const int32_t* only_if;  // nothing to do while this is 0; or null
   int64_t n, dim;
   int32_t width, height, tiles, tiles_x;
   float alpha_max;
@@ -67,8 +69,9 @@ FS_DEVICE void write_sums(const FeaturesArgs& a, const float (&sums)[2][4 * QUAD
   }
 }
 
-FS_KERNEL(256, blend_features, const FeaturesArgs a) {
+FS_KERNEL_OCCUPANCY(256, 1, blend_features, const FeaturesArgs a) {
   FS_SHARED(Ring, rings, kPatches);
+  if (a.only_if && !*a.only_if) return;
   const int tile = blockIdx.x, warp = fs_warp(), lane = fs_lane(), g = lane >> 2, t = lane & 3;
   const Place place = place_of(tile, a.tiles, a.tiles_x);
   const uint32_t first = a.offsets[tile];
@@ -163,5 +166,13 @@ FS_KERNEL(256, blend_features, const FeaturesArgs a) {
     }
   };
   for_groups<QUADS < 4>(a.entries, a.slots, first, farthest, warp, ring, [](int) { return true; }, take);
+  if (a.sick) {
+    float zero = 0;
+#pragma unroll
+    for (int k = 0; k < 4 * QUADS; ++k) {
+      for (int i = 0; i < 4; ++i) zero = fmaf(sums[0][k][i], 0.f, fmaf(sums[1][k][i], 0.f, zero));
+    }
+    if (!(zero == 0)) *a.sick = 1;
+  }
   write_sums(a, sums);
 }

@@ -40,13 +40,15 @@ def arguments(file: str, name: str, values: dict) -> ctypes.Structure:
     """An instance with every field set: tensors give their address, None a null pointer.
 
     Raises:
-        TypeError: a field is missing, or there is none of that name.
+        KeyError, TypeError: a field is missing, or there is none of that name.
     """
+    kind, names = _structure(file, name)
+    if len(names) != len(values):
+        raise TypeError(f"{name}: {sorted({*names} ^ values.keys())} do not match")
+    return kind(*[v.data_ptr() if isinstance(v := values[n], Tensor) else v for n in names])
+
+
+@cache
+def _structure(file: str, name: str) -> tuple[type[ctypes.Structure], list[str]]:
     kind = structure(file, name)
-    out = kind()
-    wanted = {f[0] for f in kind._fields_}
-    if wanted != values.keys():
-        raise TypeError(f"{name}: {sorted(wanted ^ values.keys())} do not match")
-    for key, value in values.items():
-        setattr(out, key, value.data_ptr() if isinstance(value, Tensor) else value)
-    return out
+    return kind, [f[0] for f in kind._fields_]

@@ -44,13 +44,10 @@ def empty_meta(inputs: RasterInputs) -> RasterMeta:
     )  # fmt: skip
 
 
-def unhealthy_rows(inputs: RasterInputs) -> Tensor | None:
-    """[N] uint8, not 0 for Gaussians with a feature that is not finite; None without features."""
-    rows = inputs.features
-    if rows is None or rows.numel() == 0:
-        return None
+def bad_rows(rows: Tensor, only_if: Tensor | None) -> Tensor:
+    """[N] uint8, not 0 for rows with a number that is not finite."""
     out = torch.empty(len(rows), dtype=torch.uint8, device=rows.device)
-    values = {"rows": rows, "out": out, "n": len(rows), "dim": rows.shape[1]}
+    values = {"rows": rows, "bad": out, "only_if": only_if, "n": len(rows), "dim": rows.shape[1]}
     launch(rows.device, "check_rows", "check.cu", "CheckArgs", blocks(len(rows), 8), 256, values)
     return out
 
@@ -58,7 +55,10 @@ def unhealthy_rows(inputs: RasterInputs) -> Tensor | None:
 def render(inputs: RasterInputs, keep: bool) -> Rendered:
     """Queue a whole forward pass. ``inputs`` are contiguous; without ``keep`` the frame is not needed afterwards."""
     meta = empty_meta(inputs)
-    frame, state = make_frame(inputs, meta, unhealthy_rows(inputs))
+    rows = inputs.features
+    late = rows is not None and options.checked_late(rows, device=inputs.means.device)
+    excluded = None if rows is None or late or rows.numel() == 0 else bad_rows(rows, None)
+    frame, state = make_frame(inputs, meta, excluded)
     shape = (frame.cameras, frame.height, frame.width)
     rgb = None if inputs.colors is None else frame.empty("the colour image", (*shape, 3))
     alpha, depth = frame.empty("the alpha image", (*shape, 1)), frame.empty("the depth image", (*shape, 1))
@@ -68,27 +68,52 @@ def render(inputs: RasterInputs, keep: bool) -> Rendered:
         features = frame.empty("the feature image", (*shape, inputs.features.shape[1]))
     out = Rendered(rgb, features, alpha, depth, meta, frame, stops)
     scale = options.half_scale(inputs.features) if inputs.precision == "fp16" else None
-    blend(inputs, out, scale)
-    if settle(frame, state):
-        blend(inputs, out, scale)
+    for _ in range(2):
+        sick = torch.zeros(1, dtype=torch.int32, device=frame.device) if late else None
+        blend(inputs, out, scale, sick, None)
+        if rows is not None and sick is not None:
+            drop_bad(inputs, out, bad_rows(rows, sick), sick)
+            blend(inputs, out, scale, None, sick)
+        if not settle(frame, state):
+            break
     return out
 
 
-def blend(inputs: RasterInputs, out: Rendered, scale: Tensor | None) -> None:
-    """Queue the blending of all images."""
+def drop_bad(inputs: RasterInputs, out: Rendered, bad: Tensor, sick: Tensor) -> None:
+    """Queue taking the Gaussians that are ``bad`` [N] out of the tiles' lists, should ``sick`` [1] be set."""
+    f, m = out.frame, out.meta
+    f.launch("drop_bad", "check.cu", "DropArgs", blocks(max(len(f.entries), f.cameras * f.gaussians), 256), 256, {
+        "only_if": sick, "bad": bad, "offsets": f.offsets, "slots": f.slots, "entries": f.entries, "means2d": m.means2d,
+        "radii": m.radii, "depths": m.depths, "conics": m.conics, "n": f.gaussians,
+        "slots_total": f.cameras * f.gaussians, "capacity": len(f.entries), "all_tiles": f.all_tiles,
+    })  # fmt: skip
+
+
+def blend(
+    inputs: RasterInputs, out: Rendered, scale: Tensor | None, sick: Tensor | None, only_if: Tensor | None
+) -> None:
+    """Queue the blending of all images.
+
+    Args:
+        scale: asks for float16 operands; see `options.half_scale`.
+        sick: [1] is set when a feature that is not finite came up.
+        only_if: [1] everything is left as it is while this is 0.
+    """
     dim = 0 if out.features is None else out.features.shape[-1]
     few = dim <= options.few(out.frame)
-    blend_pixels(inputs, out, 1, dim if few else 0)
+    blend_pixels(inputs, out, 1, dim if few else 0, only_if)
     if few:
         return
     if options.matrix_units(out.frame):
-        blend_features(inputs, out, scale)
+        blend_features(inputs, out, scale, sick, only_if)
     else:
-        blend_pixels(inputs, out, 0, options.FEW)
+        blend_pixels(inputs, out, 0, options.FEW, only_if)
 
 
-def blend_features(inputs: RasterInputs, out: Rendered, scale: Tensor | None) -> None:
-    """Features on matrix units; ``scale`` [2] asks for float16 operands."""
+def blend_features(
+    inputs: RasterInputs, out: Rendered, scale: Tensor | None, sick: Tensor | None, only_if: Tensor | None
+) -> None:
+    """Features on matrix units; see `blend`."""
     f, rows, image = out.frame, inputs.features, out.features
     assert rows is not None
     assert image is not None
@@ -96,7 +121,8 @@ def blend_features(inputs: RasterInputs, out: Rendered, scale: Tensor | None) ->
     shape = options.features_shape(dim)
     values = {
         "offsets": f.offsets, "entries": f.entries, "slots": f.slots, "rows": rows, "last": out.stops.last,
-        "scale": scale, "out": image, "n": f.gaussians, "dim": dim, "width": f.width, "height": f.height,
+        "scale": scale, "out": image, "sick": sick, "only_if": only_if, "n": f.gaussians, "dim": dim,
+        "width": f.width, "height": f.height,
         "tiles": f.tiles, "tiles_x": f.tiles_x, "alpha_max": inputs.settings.alpha_max,
     }  # fmt: skip
     constants = {**shape, "HALF": int(scale is not None), "ALIGNED": options.aligned(dim, rows, image)}
@@ -104,14 +130,15 @@ def blend_features(inputs: RasterInputs, out: Rendered, scale: Tensor | None) ->
     f.launch("blend_features", "features.cu", "FeaturesArgs", grid, 256, values, constants)
 
 
-def blend_pixels(inputs: RasterInputs, out: Rendered, rgb: int, channels: int) -> None:
+def blend_pixels(inputs: RasterInputs, out: Rendered, rgb: int, channels: int, only_if: Tensor | None) -> None:
     """The scalar kernel: colours (``rgb`` = 1) and ``channels`` features a block."""
     f, s = out.frame, inputs.settings
     dim = 0 if out.features is None else out.features.shape[-1]
     values: dict[str, Any] = {
         "offsets": f.offsets, "entries": f.entries, "slots": f.slots, "rows": inputs.features,
         "backgrounds": inputs.backgrounds, "rgb": out.rgb, "features": out.features, "alpha": out.alpha,
-        "depth": out.depth, "last": out.stops.last, "left": out.stops.left, "n": f.gaussians, "dim": dim,
+        "depth": out.depth, "last": out.stops.last, "left": out.stops.left, "only_if": only_if, "n": f.gaussians,
+        "dim": dim,
         "width": f.width, "height": f.height, "tiles": f.tiles, "tiles_x": f.tiles_x, "alpha_max": s.alpha_max,
         "transmittance_min": s.transmittance_min,
     }  # fmt: skip

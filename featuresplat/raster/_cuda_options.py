@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from featuresplat.raster import _nvrtc
 from featuresplat.raster._cuda_frame import Frame
 
 FEW = 16
@@ -68,6 +69,11 @@ def backward_shared_bytes(c: dict[str, int]) -> int:
         stride = -(-(4 + channels) // 8) * 8 + 4
         size += 4 * patches * ((min(batch, 64) if c["WIDE"] else 16) * 40 + 16 * 40 + 32 * stride)
     return -(-(size + 4) // 16) * 16
+
+
+def checked_late(rows: Tensor, device: torch.device) -> bool:
+    """Whether features are checked for NaN and infinity only where they are used: reading them all takes a while."""
+    return rows.shape[1] > 64 and _nvrtc.launcher(device).arch >= 80
 
 
 def features_shape(dim: int) -> dict[str, int]:

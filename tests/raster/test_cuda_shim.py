@@ -202,3 +202,26 @@ def test_combinations_are_shapes_that_fit():
                 assert _cuda_options.backward_shared_bytes(c) <= limit
             if file == "lift.cu":
                 assert _cuda_options.lift_shared_bytes(c["TILES"], c["BATCH"]) <= limit
+
+
+@pytest.mark.parametrize("channels", [3, 40, 70])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_gaussians_with_sick_features_are_left_out(make_scene, channels, value):
+    """More than 64 channels are checked where they are used only, and then everything is blended once more."""
+    scene = make_scene(80, channels=channels, cameras=2)
+    sick = torch.zeros(80, dtype=torch.bool)
+    sick[[3, 40, 41]] = True
+    bad = replace(scene, features=scene.features.clone())
+    bad.features[sick, -1] = value
+    per_gaussian = ("means", "quats", "scales", "opacities", "colors", "features")
+    without = replace(scene, **{n: getattr(scene, n)[~sick] for n in per_gaussian})
+    seeds = seeds_for(render(without, "reference"), torch.ones(2, scene.height, scene.width))
+    with stand_in(ShimLauncher()):
+        out, grads = run(bad, "cuda", "cpu", torch.float32, seeds)
+        true, true_grads = run(without, "cuda", "cpu", torch.float32, seeds)
+    for image in ("rgb", "features", "alpha", "depth"):
+        torch.testing.assert_close(getattr(out, image), getattr(true, image), rtol=1e-6, atol=1e-6)
+    assert (out.meta.radii[:, sick] == 0).all()
+    for name in per_gaussian:
+        assert (grads[name][sick] == 0).all(), name
+        torch.testing.assert_close(grads[name][~sick], true_grads[name], rtol=1e-4, atol=1e-4)
