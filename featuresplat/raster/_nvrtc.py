@@ -25,6 +25,13 @@ from featuresplat.raster._nvrtc_sources import Args, Constants, Packer, Sources,
 Size = int | tuple[int, ...]
 
 
+_FOREIGN_CODE = (
+    "CUDA_ERROR_NO_BINARY_FOR_GPU", "CUDA_ERROR_INVALID_IMAGE", "CUDA_ERROR_INVALID_PTX",
+    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+)  # fmt: skip
+"""What a driver says to machine code of an NVRTC newer than itself."""
+
+
 class Pending(Protocol):
     """A copy to the host that may be under way."""
 
@@ -275,7 +282,7 @@ class DeviceLauncher:
         """
         if answer[0] != 0:
             hint = "nvidia-smi shows the state of the GPU; --device cpu works meanwhile."
-            if answer[0].name == "CUDA_ERROR_NO_BINARY_FOR_GPU" or "PTX" in answer[0].name:
+            if answer[0].name in _FOREIGN_CODE:
                 hint = "The driver is older than NVRTC: update the driver, or install an older nvidia-cuda-nvrtc."
             raise FeaturesplatError(f"CUDA's driver says {answer[0].name} on GPU {self.index}", hint)
         return answer[1] if len(answer) > 1 else None
