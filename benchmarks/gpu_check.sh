@@ -3,6 +3,7 @@
 #
 #     benchmarks/gpu_check.sh correctness    every operator test over backend "cuda"; a comparison with float64
 #     benchmarks/gpu_check.sh speed          times, memory and latency of the engine; its kernels one by one
+#     benchmarks/gpu_check.sh tune           variants of the kernels side by side
 #     benchmarks/gpu_check.sh gsplat         builds gsplat from its sources, then both interleaved in one process
 #     benchmarks/gpu_check.sh train          tabletop and dino from end to end
 #     benchmarks/gpu_check.sh sanitizer      compute-sanitizer on small images
@@ -91,6 +92,12 @@ speed() {
   grep -E "^(--|   )" "$results/gpu-profile.txt" || tail -15 "$results/gpu-profile.txt"
 }
 
+tune() {
+  say tune
+  limited 150 tune "$python" benchmarks/gpu_tune.py >"$results/gpu-tune.txt" 2>&1
+  tail -50 "$results/gpu-tune.txt" | cut -c1-160
+}
+
 build_gsplat() {
   [ -f "$work/gsplat/gsplat/csrc.so" ] && return
   [ -n "$sdist" ] || { echo "no gsplat source distribution: set FEATURESPLAT_GSPLAT_SDIST"; return 1; }
@@ -177,14 +184,14 @@ ncu_part() {
 }
 
 [ $# -gt 0 ] || set -- all
-[ "$1" = all ] && set -- correctness speed gsplat train sanitizer ncu
+[ "$1" = all ] && set -- correctness speed tune gsplat train sanitizer ncu
 machine
 for part in "$@"; do
   [ "$part" = gsplat ] && [ "$part" != "$1" ] && { build_gsplat >/dev/null 2>&1 & build=$!; }
 done
 for part in "$@"; do
   case $part in
-    correctness | speed | train | sanitizer) $part ;;
+    correctness | speed | tune | train | sanitizer) $part ;;
     gsplat) [ -n "${build:-}" ] && wait "$build"; gsplat ;;
     ncu) ncu_part ;;
     *) echo "no part called $part: see the head of $0" >&2; exit 2 ;;
