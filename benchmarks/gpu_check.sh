@@ -11,8 +11,8 @@
 #     benchmarks/gpu_check.sh all            all of it, gsplat's build in the background
 #
 # Several parts may be named. Runs from the checkout: nothing is installed, the Python is $PYTHON (python3). Needed
-# there: torch with CUDA, cuda-bindings, NVRTC, pytest, hypothesis. Logs, JSON and tables go to $OUT when that is set,
-# else to benchmarks/results/. Every part has its own time limit, and a table at its end.
+# there: torch with CUDA, cuda-bindings, NVRTC, pytest, hypothesis. JSON goes to $OUT when that is set (with
+# the logs as logs.tgz), else to benchmarks/results/. Every part has its own time limit, and a table at its end.
 #
 #     FEATURESPLAT_GSPLAT_SDIST   gsplat-1.5.3.tar.gz (default: the one in .gsplat/)
 #     FEATURESPLAT_SCENES         folder with tabletop/ and dino/ (default: .scenes/)
@@ -27,7 +27,8 @@ work=${FEATURESPLAT_WORK:-${TMPDIR:-/tmp}/featuresplat-gpu-check}
 sdist=${FEATURESPLAT_GSPLAT_SDIST:-$(ls .gsplat/gsplat-*.tar.gz 2>/dev/null | head -1)}
 scenes=${FEATURESPLAT_SCENES:-$root/.scenes}
 wheels=${FEATURESPLAT_WHEELS:-$root/.whl}
-mkdir -p "$results" "$work"
+logs=$work/logs
+mkdir -p "$results" "$work" "$logs"
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 failed=()
 
@@ -53,7 +54,7 @@ use_wheels() {
 use_cpu_engine() {
   [ -n "${FEATURESPLAT_LIBRARY:-}" ] && return
   if [ ! -f "$work/engine/_engine.so" ]; then
-    { cmake -S . -B "$work/engine" -G Ninja && cmake --build "$work/engine"; } >"$results/cpu-engine.log" 2>&1
+    { cmake -S . -B "$work/engine" -G Ninja && cmake --build "$work/engine"; } >"$logs/cpu-engine.log" 2>&1
   fi
   [ -f "$work/engine/_engine.so" ] && export FEATURESPLAT_LIBRARY=$work/engine/_engine.so
 }
@@ -69,33 +70,33 @@ PY
 
 correctness() {
   say correctness
-  limited 100 "small images against float64" "$python" benchmarks/gpu_once.py >"$results/gpu-once.txt" 2>&1
-  tail -22 "$results/gpu-once.txt" | cut -c1-300
+  limited 100 "small images against float64" "$python" benchmarks/gpu_once.py >"$logs/gpu-once.txt" 2>&1
+  tail -22 "$logs/gpu-once.txt" | cut -c1-300
   local files=(tests/raster/test_contract.py tests/raster/test_queries.py tests/raster/test_fuzz.py)
   [ -f tests/raster/test_cuda.py ] && files+=(tests/raster/test_cuda.py)
   limited 230 "operator tests" "$python" -m pytest "${files[@]}" -k cuda -n 12 -q -p no:cacheprovider --maxfail=25 \
-    --tb=short -o addopts= --durations=5 >"$results/gpu-tests.log" 2>&1
-  grep -E "^(FAILED|ERROR)" "$results/gpu-tests.log" | cut -c1-200 | head -30
-  grep -E "^E  " "$results/gpu-tests.log" | cut -c1-160 | sort | uniq -c | sort -rn | head -20
-  tail -8 "$results/gpu-tests.log" | cut -c1-200
+    --tb=short -o addopts= --durations=5 >"$logs/gpu-tests.log" 2>&1
+  grep -E "^(FAILED|ERROR)" "$logs/gpu-tests.log" | cut -c1-200 | head -30
+  grep -E "^E  " "$logs/gpu-tests.log" | cut -c1-160 | sort | uniq -c | sort -rn | head -20
+  tail -8 "$logs/gpu-tests.log" | cut -c1-200
 }
 
 speed() {
   say speed
   limited 150 speed "$python" benchmarks/gpu_speed.py --reps 20 --json "$results/gpu-speed.json" \
-    >"$results/gpu-speed.txt" 2>&1
-  sed -n '/^{"machine"/,$p' "$results/gpu-speed.txt"
-  grep -q '^{"machine"' "$results/gpu-speed.txt" || tail -15 "$results/gpu-speed.txt"
+    >"$logs/gpu-speed.txt" 2>&1
+  sed -n '/^{"machine"/,$p' "$logs/gpu-speed.txt"
+  grep -q '^{"machine"' "$logs/gpu-speed.txt" || tail -15 "$logs/gpu-speed.txt"
   limited 60 "first use" "$python" benchmarks/gpu_once.py --first-use
   limited 80 profile "$python" benchmarks/gpu_speed.py --profile --precision fp32 --dims 3 128 512 \
-    --json "$results/gpu-profile.json" >"$results/gpu-profile.txt" 2>&1
-  grep -E "^(--|   )" "$results/gpu-profile.txt" || tail -15 "$results/gpu-profile.txt"
+    --json "$results/gpu-profile.json" >"$logs/gpu-profile.txt" 2>&1
+  grep -E "^(--|   )" "$logs/gpu-profile.txt" || tail -15 "$logs/gpu-profile.txt"
 }
 
 tune() {
   say tune
-  limited 150 tune "$python" benchmarks/gpu_tune.py >"$results/gpu-tune.txt" 2>&1
-  tail -50 "$results/gpu-tune.txt" | cut -c1-160
+  limited 150 tune "$python" benchmarks/gpu_tune.py >"$logs/gpu-tune.txt" 2>&1
+  tail -50 "$logs/gpu-tune.txt" | cut -c1-160
 }
 
 build_gsplat() {
@@ -104,12 +105,12 @@ build_gsplat() {
   local arch
   arch=$("$python" -c "import torch; print('%d.%d' % torch.cuda.get_device_capability())")
   TORCH_CUDA_ARCH_LIST=$arch MAX_JOBS=$(nproc) timeout 230 \
-    "$python" benchmarks/gpu_gsplat.py "$sdist" "$work/gsplat" >"$results/gsplat-build.log" 2>&1
+    "$python" benchmarks/gpu_gsplat.py "$sdist" "$work/gsplat" >"$logs/gsplat-build.log" 2>&1
   # The library itself, so that the next machine of this kind need not build it: put it beside the distribution.
   local size
   size=$(stat -c %s "$work/gsplat/gsplat/csrc.so" 2>/dev/null || echo 0)
   [ "$size" -gt 0 ] && [ "$size" -lt 16000000 ] && [ -n "${OUT:-}" ] && cp "$work/gsplat/gsplat/csrc.so" "$results/"
-  tail -1 "$results/gsplat-build.log" | cut -c1-300
+  tail -1 "$logs/gsplat-build.log" | cut -c1-300
   [ "$size" -gt 0 ]
 }
 
@@ -117,14 +118,14 @@ gsplat() {
   say gsplat
   if ! build_gsplat; then
     failed+=("gsplat's build")
-    grep -E "error|Error" "$results/gsplat-build.log" | cut -c1-200 | head -8
+    grep -E "error|Error" "$logs/gsplat-build.log" | cut -c1-200 | head -8
     return
   fi
   PYTHONPATH=$PYTHONPATH:$work/gsplat limited 200 "comparison with gsplat" "$python" benchmarks/gpu_speed.py \
-    --against gsplat --reps "${REPS:-20}" --json "$results/gpu-gsplat.json" >"$results/gpu-gsplat.txt" 2>&1
-  grep relative_difference "$results/gpu-gsplat.txt" | cut -c1-220 | head -3
-  sed -n '/^{"machine"/,$p' "$results/gpu-gsplat.txt"
-  grep -q '^{"machine"' "$results/gpu-gsplat.txt" || tail -15 "$results/gpu-gsplat.txt"
+    --against gsplat --reps "${REPS:-20}" --json "$results/gpu-gsplat.json" >"$logs/gpu-gsplat.txt" 2>&1
+  grep relative_difference "$logs/gpu-gsplat.txt" | cut -c1-220 | head -3
+  sed -n '/^{"machine"/,$p' "$logs/gpu-gsplat.txt"
+  grep -q '^{"machine"' "$logs/gpu-gsplat.txt" || tail -15 "$logs/gpu-gsplat.txt"
 }
 
 train() {
@@ -139,7 +140,7 @@ train() {
     rm -rf "$work/run-$scene"
     limited 110 "training $scene" "$python" -c "import sys; from featuresplat.cli import main; sys.exit(main())" \
       train "$scenes/$scene" --config fast --device cuda --out "$work/run-$scene" --quiet "${options[@]}" \
-      >"$results/gpu-train-$scene.log" 2>&1 || { tail -4 "$results/gpu-train-$scene.log" | cut -c1-300; continue; }
+      >"$logs/gpu-train-$scene.log" 2>&1 || { tail -4 "$logs/gpu-train-$scene.log" | cut -c1-300; continue; }
     cp "$work/run-$scene/metrics.json" "$results/gpu-train-$scene.json"
     "$python" - "$results/gpu-train-$scene.json" "$scene" <<'PY'
 import json, sys
@@ -157,14 +158,14 @@ sanitizer() {
   for tool in "${tools[@]}"; do
     # Without torch's cache of memory every tensor has bounds of its own.
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 200 compute-sanitizer --tool $tool --error-exitcode 9 --print-limit 10 \
-      "$python" benchmarks/gpu_once.py --dims 3 7 32 129 --precision fp32 >"$results/sanitizer-$tool.log" 2>&1 &
+      "$python" benchmarks/gpu_once.py --dims 3 7 32 129 --precision fp32 >"$logs/sanitizer-$tool.log" 2>&1 &
     pids+=($!)
   done
   local i
   for i in "${!tools[@]}"; do
     wait "${pids[$i]}" || failed+=("compute-sanitizer ${tools[$i]}")
-    echo "${tools[$i]}: $(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$results/sanitizer-${tools[$i]}.log" | tail -1)"
-    grep -E "^=+ +(Invalid|Uninit|Error|Warning|Race|Barrier|Program|    at )" "$results/sanitizer-${tools[$i]}.log" |
+    echo "${tools[$i]}: $(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$logs/sanitizer-${tools[$i]}.log" | tail -1)"
+    grep -E "^=+ +(Invalid|Uninit|Error|Warning|Race|Barrier|Program|    at )" "$logs/sanitizer-${tools[$i]}.log" |
       cut -c1-180 | sort | uniq -c | sort -rn | head -5
   done
 }
@@ -178,8 +179,8 @@ ncu_part() {
     FEATURESPLAT_CUDA_LINEINFO=1 limited 110 "ncu D=$dim" ncu --clock-control none --target-processes all \
       --kernel-name "regex:^($kernels)\$" --section SpeedOfLight --section Occupancy --section LaunchStats \
       --section ComputeWorkloadAnalysis --section MemoryWorkloadAnalysis --section WarpStateStats --page details --csv \
-      "$python" benchmarks/gpu_once.py --big --dims "$dim" --precision fp32 >"$results/ncu-$dim.csv" 2>"$results/ncu-$dim.log"
-    "$python" benchmarks/gpu_ncu.py "$results/ncu-$dim.csv" "$dim" || tail -5 "$results/ncu-$dim.csv" "$results/ncu-$dim.log"
+      "$python" benchmarks/gpu_once.py --big --dims "$dim" --precision fp32 >"$logs/ncu-$dim.csv" 2>"$logs/ncu-$dim.log"
+    "$python" benchmarks/gpu_ncu.py "$logs/ncu-$dim.csv" "$dim" || tail -5 "$logs/ncu-$dim.csv" "$logs/ncu-$dim.log"
   done
 }
 
@@ -196,6 +197,7 @@ for part in "$@"; do
     ncu) ncu_part ;;
     *) echo "no part called $part: see the head of $0" >&2; exit 2 ;;
   esac
+  [ -n "${OUT:-}" ] && tar -C "$work" -czf "$results/logs.tgz" logs
 done
 say "done: $([ ${#failed[@]} -eq 0 ] && echo 'everything passed' || (IFS=,; echo "FAILED: ${failed[*]}"))"
 [ ${#failed[@]} -eq 0 ]

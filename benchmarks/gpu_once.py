@@ -88,7 +88,12 @@ def first_use() -> int:
         for state in ("empty", "full"):
             print(f"cache {state}:", flush=True)
             env = {**os.environ, "FEATURESPLAT_CACHE": folder}
-            subprocess.run([sys.executable, __file__, "--first-call"], env=env, check=True, stderr=subprocess.DEVNULL)
+            done = subprocess.run(
+                [sys.executable, __file__, "--first-call"], env=env, stderr=subprocess.PIPE, text=True
+            )
+            if done.returncode:
+                print(done.stderr[-1500:])
+                return 1
     return 0
 
 
