@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from scipy.ndimage import binary_closing, binary_fill_holes, gaussian_filter
-from scipy.sparse import csr_matrix, diags
+from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import cg
-from scipy.spatial import Delaunay, KDTree, QhullError
+from scipy.spatial import ConvexHull, KDTree, QhullError
 from torch import Tensor
 
 from featuresplat.paths import focus_point
@@ -264,11 +263,15 @@ def _footprint(voxels: _Voxels, flat: np.ndarray, level: np.ndarray) -> np.ndarr
 
 def _under(flat: np.ndarray, object_: np.ndarray) -> np.ndarray:
     """bool [V]: inside the convex outline of an object, seen along the normal."""
-    middle = object_.mean(0)
     try:
-        return Delaunay(middle + 1.02 * (object_ - middle)).find_simplex(flat) >= 0
+        sides = ConvexHull(object_).equations  # [S, 3]: outside is where a x + b y + c > 0
     except QhullError:  # all on one line
         return np.zeros(len(flat), bool)
+    slack = 0.02 * (object_.max(0) - object_.min(0)).max()
+    inside = np.ones(len(flat), bool)
+    for a, b, c in sides:
+        inside &= a * flat[:, 0] + b * flat[:, 1] + c <= slack
+    return inside
 
 
 def _histogram(colors: np.ndarray, bins: int = 16) -> np.ndarray:
@@ -304,19 +307,47 @@ def walk(graph: Graph, colors: Tensor, seeds: np.ndarray, count: int, trust: flo
         seeds: int64 [N] labels 0 .. count-1, -1 = none.
         trust: weight of a seed against its neighbours; seeds may be overruled.
     """
-    rgb = colors.detach().cpu().double().clamp(0, 1).numpy()
-    change = ((rgb[graph.rows] - rgb[graph.cols]) ** 2).sum(1)
-    spacing = float(np.median(graph.lengths)) if len(graph.lengths) else 1.0
-    weights = np.exp(-CONTRAST * change) * np.minimum(1, spacing / np.maximum(graph.lengths, 1e-12)) + 1e-4
-    joined = graph.matrix(weights)
+    joined = graph.matrix(edge_weights(graph, colors))
     held = np.where(seeds >= 0, trust, 0.0)
     diagonal = np.asarray(joined.sum(1))[:, 0] + held + 1e-6
-    system, scaling = (diags(diagonal) - joined).tocsr(), diags(1 / diagonal)
     out = np.zeros((graph.count, count), np.float32)
     for k in range(count):
         target = held * (seeds == k)
         if target.any():
-            out[:, k] = cg(system, target, rtol=1e-3, maxiter=150, M=scaling)[0]
+            out[:, k] = conjugate_gradients(joined, diagonal, target)
     out = out.clip(0, 1)
     out[out.max(1) < 1e-3, -1] = 1.0  # nothing reaches it
     return torch.from_numpy(out / out.sum(1, keepdims=True))
+
+
+def edge_weights(graph: Graph, colors: Tensor) -> np.ndarray:
+    """[E]: near 1 between close neighbours of one colour, small across a change of colour or a gap."""
+    rgb = colors.detach().cpu().double().clamp(0, 1).numpy()
+    change = ((rgb[graph.rows] - rgb[graph.cols]) ** 2).sum(1)
+    spacing = float(np.median(graph.lengths)) if len(graph.lengths) else 1.0
+    return np.exp(-CONTRAST * change) * np.minimum(1, spacing / np.maximum(graph.lengths, 1e-12)) + 1e-4
+
+
+def conjugate_gradients(
+    joined: csr_matrix, diagonal: np.ndarray, target: np.ndarray, error: float = 1e-3, most: int = 150
+) -> np.ndarray:
+    """x with (diag - joined) x = target, to a relative ``error``; preconditioned by the diagonal.
+
+    In place of scipy's, whose products go through BLAS: its threads wait for each other on vectors this short.
+    """
+    x = target / diagonal
+    residual = target - (diagonal * x - joined @ x)
+    z = residual / diagonal
+    direction, rz = z.copy(), (residual * z).sum()
+    stop = error * np.sqrt((target * target).sum())
+    for _ in range(most):
+        if np.sqrt((residual * residual).sum()) <= stop:
+            break
+        moved = diagonal * direction - joined @ direction
+        step = rz / (direction * moved).sum()
+        x += step * direction
+        residual -= step * moved
+        z = residual / diagonal
+        before, rz = rz, (residual * z).sum()
+        direction = z + (rz / before) * direction
+    return x

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.sparse import diags
-from scipy.sparse.linalg import cg
 from scipy.spatial import KDTree
 from torch import Tensor
 
@@ -49,7 +47,7 @@ def grow(
         seeds = np.full(graph.count, -1)
         seeds[outer], seeds[inside] = 0, 1
         return pieces.walk(graph, gaussians.colors, seeds, 2)[:, 1]
-    weights = _edges(graph, gaussians.colors)
+    weights = pieces.edge_weights(graph, gaussians.colors)
     joined = graph.matrix(weights)
     degree = np.asarray(joined.sum(1))[:, 0]
     best, members = np.inf, np.zeros(graph.count, bool)
@@ -57,7 +55,7 @@ def grow(
         diagonal = degree * (1 + leak) + 1e-9
         start = np.zeros(graph.count)
         start[inside] = degree[inside]
-        reached = cg(diags(diagonal) - joined, leak * start, rtol=1e-6, maxiter=400, M=diags(1 / diagonal))[0]
+        reached = pieces.conjugate_gradients(joined, diagonal, leak * start, 1e-6, 400)
         looseness, order, size = _sweep(reached, graph.rows, graph.cols, weights, degree)
         if looseness < best:
             best, members = looseness, np.zeros(graph.count, bool)
@@ -67,13 +65,6 @@ def grow(
 
 def _nearest(tree: KDTree, places: np.ndarray) -> np.ndarray:
     return np.unique(np.asarray(tree.query(places, min(_SEEDS, tree.n))[1]).ravel())
-
-
-def _edges(graph, colors: Tensor) -> np.ndarray:
-    rgb = colors.detach().cpu().double().clamp(0, 1).numpy()
-    change = ((rgb[graph.rows] - rgb[graph.cols]) ** 2).sum(1)
-    spacing = float(np.median(graph.lengths)) if len(graph.lengths) else 1.0
-    return np.exp(-pieces.CONTRAST * change) * np.minimum(1, spacing / np.maximum(graph.lengths, 1e-12)) + 1e-4
 
 
 def _sweep(
