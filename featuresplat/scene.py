@@ -16,7 +16,10 @@ from featuresplat.config import TrainConfig, load_config, to_dict
 from featuresplat.errors import FeaturesplatError
 from featuresplat.exposure import predict, transform
 from featuresplat.io.atomic import atomic_write_text
+from featuresplat.io.field_files import unbundle
+from featuresplat.io.formats import load_gaussians
 from featuresplat.io.scene_folder import read_scene_folder, write_scene_folder
+from featuresplat.io.tensors import read_tensors
 from featuresplat.types import Cameras, FeatureField, Gaussians, RasterMeta, RenderOutput
 
 CONFIG = "config.yaml"
@@ -51,11 +54,13 @@ class Scene:
 
     @staticmethod
     def load(folder: str | Path) -> Scene:
-        """Read a run folder.
+        """Read a run folder, or a file of Gaussians, which has no cameras; fields come along where they lie beside.
 
         Raises:
             FeaturesplatError: missing, empty, damaged, or written by a newer version.
         """
+        if Path(folder).is_file() and Path(folder).suffix:
+            return _from_file(Path(folder))
         read = read_scene_folder(folder)
         path = Path(folder) / CONFIG
         config = load_config(path) if path.is_file() else None
@@ -255,6 +260,24 @@ class RenderRequest:
     light: Any = None
     backend: str | None = None
     linear: bool = False
+
+
+def fields_beside(path: str | Path) -> Path:
+    """Where an exported PLY keeps what its feature columns do not say."""
+    path = Path(path)
+    return path.with_name(f"{path.name.removesuffix('.ply')}.fields.safetensors")
+
+
+def _from_file(path: Path) -> Scene:
+    loaded = load_gaussians(path)
+    fields: dict[str, FeatureField] = {}
+    if loaded.features is not None:
+        beside = fields_beside(path)
+        if beside.is_file() and not loaded.dropped:
+            fields = unbundle(loaded.features, read_tensors(beside), str(beside))
+        else:
+            fields = {"features": FeatureField(loaded.features)}
+    return Scene(loaded.gaussians, Cameras(torch.zeros(0, 4, 4), torch.zeros(0, 3, 3), [], []), fields)
 
 
 def _over_shared_codes(fields: dict[str, FeatureField], on_codes, on_field) -> dict[str, FeatureField]:

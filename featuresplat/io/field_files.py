@@ -93,3 +93,61 @@ def read_field(codes: Tensor | None, entry: Mapping[str, Any], decoder: Path | N
         text,
         dict(entry.get("info", {})),
     )
+
+
+def bundle(fields: Mapping[str, FeatureField]) -> tuple[Tensor | None, Content]:
+    """The codes of all fields side by side [N, sum of D], and all else of them as one file's tensors and header.
+
+    What an exported PLY is accompanied by; `unbundle` is the way back.
+    """
+    columns: list[Tensor] = []
+    places: dict[int, int] = {}
+    entries: list[dict[str, Any]] = []
+    tensors: dict[str, Tensor] = {}
+    width = 0
+    for name, field in fields.items():
+        offset = places.setdefault(id(field.codes), width)
+        if offset == width:
+            columns.append(field.codes.detach().cpu().float())
+            width += field.dim
+        entry: dict[str, Any] = {"name": name, "dim": field.dim, "offset": offset, "teacher": field.teacher}
+        entry["info"] = dict(field.info)
+        if field.decoder is not None:
+            entry["decoder"] = decoder_metadata(field.decoder, field.teacher)
+            tensors |= {f"{name}/decoder/{k}": v.detach() for k, v in field.decoder.state_dict().items()}
+        if field.confidence is not None:
+            tensors[f"{name}/confidence"] = field.confidence.float()
+        if field.text is not None:
+            entry["phrases"] = list(field.text.phrases)
+            tensors[f"{name}/text"] = field.text.vectors.float()
+        entries.append(entry)
+    codes = torch.cat(columns, dim=1) if columns else None
+    return codes, (tensors, {"fields": json.dumps(entries)})
+
+
+def unbundle(codes: Tensor, content: Content, origin: str) -> dict[str, FeatureField]:
+    """The fields of a PLY's feature columns [N, D] and of the file beside it; ``origin`` names that in errors.
+
+    Raises:
+        FeaturesplatError: the file is not of this PLY.
+    """
+    tensors, header = content
+    fields: dict[str, FeatureField] = {}
+    shared: dict[tuple[int, int], Tensor] = {}
+    try:
+        for entry in json.loads(header["fields"]):
+            name, first, dim = str(entry["name"]), int(entry["offset"]), int(entry["dim"])
+            if first < 0 or dim < 1 or first + dim > codes.shape[1]:
+                raise ValueError(f"columns {first} to {first + dim - 1} of {codes.shape[1]}")
+            own = shared.setdefault((first, dim), codes[:, first : first + dim].contiguous())
+            start = f"{name}/decoder/"
+            weights = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+            decoder = decoder_from(weights, entry["decoder"], origin) if "decoder" in entry else None
+            text = TextTable(tuple(entry["phrases"]), tensors[f"{name}/text"]) if "phrases" in entry else None
+            confidence = tensors.get(f"{name}/confidence")
+            fields[name] = FeatureField(own, str(entry["teacher"]), decoder, confidence, text, dict(entry["info"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FeaturesplatError(
+            f"{origin}: does not fit the PLY beside it ({type(error).__name__}: {error}).", "Export both again."
+        ) from error
+    return fields

@@ -15,6 +15,9 @@ def run(
     run: Run = "",
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT", help_behavior_hint="")] = "",
     plain: Flag = False,
+    labels: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar='"PHRASE" ...')] = None,
+    instances: Flag = False,
+    time: float | None = None,
 ) -> None:
     """Write the Gaussians of a run, or of a file, in the format that the ending of OUT chooses.
 
@@ -22,10 +25,14 @@ def run(
         run: Folder that train made, or a .ply, .compressed.ply, .splat or .spz file.
         out: File to write: .ply (everything), .compressed.ply, .splat or .spz.
         plain: Only the properties that every tool knows: no features.
+        labels: Add the column `label`: which of these phrases a Gaussian is, -1 for none. Without phrases: those that
+            the run's field knows by itself.
+        instances: Add the column `instance`: the object a Gaussian belongs to, -1 for none.
+        time: In 0..1, of a scene that moves.
     """
     source = given("export", run, "the folder of a run, or a file of Gaussians", "runs/NAME OUT.ply")
     target = given("export", out, "the file to write", f"{run} OUT.ply")
     from featuresplat.export import export_run
 
-    count = export_run(source, target, plain=plain)
+    count = export_run(source, target, plain, labels=labels, instances=instances, time=time)
     print(f"{target}: {count} Gaussians, {target.stat().st_size / 1e6:.1f} MB")
