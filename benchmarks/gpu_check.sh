@@ -15,6 +15,7 @@
 # the logs as logs.tgz), else to benchmarks/results/. Every part has its own time limit, and a table at its end.
 #
 #     FEATURESPLAT_GSPLAT_SDIST   gsplat-1.5.3.tar.gz (default: the one in .gsplat/)
+#     FEATURESPLAT_GSPLAT_BUILT   archive of a built gsplat for that machine (default: .gs/gs.tar.xz), saves the build
 #     FEATURESPLAT_SCENES         folder with tabletop/ and dino/ (default: .scenes/)
 #     FEATURESPLAT_WHEELS         folder of wheels to use (default: .whl/): plyfile tyro rich viser and what they need
 #     FEATURESPLAT_COMMIT         what to call this version where there is no git
@@ -26,6 +27,7 @@ results=${OUT:-$root/benchmarks/results}
 work=${FEATURESPLAT_WORK:-${TMPDIR:-/tmp}/featuresplat-gpu-check}
 sdist=${FEATURESPLAT_GSPLAT_SDIST:-$(ls .gsplat/gsplat-*.tar.gz 2>/dev/null | head -1)}
 scenes=${FEATURESPLAT_SCENES:-$root/.scenes}
+built=${FEATURESPLAT_GSPLAT_BUILT:-$root/.gs/gs.tar.xz}
 wheels=${FEATURESPLAT_WHEELS:-$root/.whl}
 logs=$work/logs
 mkdir -p "$results" "$work" "$logs"
@@ -74,7 +76,7 @@ correctness() {
   tail -22 "$logs/gpu-once.txt" | cut -c1-300
   local files=(tests/raster/test_contract.py tests/raster/test_queries.py tests/raster/test_fuzz.py)
   [ -f tests/raster/test_cuda.py ] && files+=(tests/raster/test_cuda.py)
-  limited 230 "operator tests" "$python" -m pytest "${files[@]}" -k cuda -n 12 -q -p no:cacheprovider --maxfail=25 \
+  limited 230 "operator tests" "$python" -m pytest "${files[@]}" -k cuda -n 12 -q -p no:cacheprovider -p no:benchmark --maxfail=25 \
     --tb=short -o addopts= --durations=5 >"$logs/gpu-tests.log" 2>&1
   grep -E "^(FAILED|ERROR)" "$logs/gpu-tests.log" | cut -c1-200 | head -30
   grep -E "^E  " "$logs/gpu-tests.log" | cut -c1-160 | sort | uniq -c | sort -rn | head -20
@@ -99,8 +101,13 @@ tune() {
   tail -50 "$logs/gpu-tune.txt" | cut -c1-160
 }
 
+# gsplat as it is installed, else unpacked from FEATURESPLAT_GSPLAT_BUILT, else built from its sources.
 build_gsplat() {
+  "$python" -c "from gsplat import csrc" 2>/dev/null && return
   [ -f "$work/gsplat/gsplat/csrc.so" ] && return
+  if [ -f "$built" ]; then
+    mkdir -p "$work/gsplat" && tar -C "$work/gsplat" -xf "$built" && [ -f "$work/gsplat/gsplat/csrc.so" ] && return
+  fi
   [ -n "$sdist" ] || { echo "no gsplat source distribution: set FEATURESPLAT_GSPLAT_SDIST"; return 1; }
   local arch
   arch=$("$python" -c "import torch; print('%d.%d' % torch.cuda.get_device_capability())")
@@ -121,11 +128,20 @@ gsplat() {
     grep -E "error|Error" "$logs/gsplat-build.log" | cut -c1-200 | head -8
     return
   fi
-  PYTHONPATH=$PYTHONPATH:$work/gsplat limited 200 "comparison with gsplat" "$python" benchmarks/gpu_speed.py \
-    --against gsplat --reps "${REPS:-20}" --json "$results/gpu-gsplat.json" >"$logs/gpu-gsplat.txt" 2>&1
-  grep relative_difference "$logs/gpu-gsplat.txt" | cut -c1-220 | head -3
-  sed -n '/^{"machine"/,$p' "$logs/gpu-gsplat.txt"
-  grep -q '^{"machine"' "$logs/gpu-gsplat.txt" || tail -15 "$logs/gpu-gsplat.txt"
+  # Two processes: what one loses in a crash, the other does not.
+  local part dims
+  for part in few many; do
+    dims=${DIMS_FEW:-3 16 32 64 128}
+    [ $part = many ] && dims="${DIMS_MANY:-256 512} --no-latency"
+    rm -f "$logs/gpu-gsplat-$part.json"
+    # shellcheck disable=SC2086
+    PYTHONPATH=$PYTHONPATH:$work/gsplat limited 110 "comparison with gsplat ($part channels)" "$python" \
+      benchmarks/gpu_speed.py --against gsplat --reps "${REPS:-20}" --dims $dims --json "$logs/gpu-gsplat-$part.json" \
+      >"$logs/gpu-gsplat-$part.txt" 2>&1
+    grep relative_difference "$logs/gpu-gsplat-$part.txt" | cut -c1-220 | tail -1
+    grep -q '^{"machine"' "$logs/gpu-gsplat-$part.txt" || tail -12 "$logs/gpu-gsplat-$part.txt" | cut -c1-200
+  done
+  "$python" benchmarks/gpu_speed.py --json "$results/gpu-gsplat.json" --table "$logs"/gpu-gsplat-*.json
 }
 
 train() {

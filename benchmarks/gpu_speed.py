@@ -6,8 +6,9 @@
 
 D channels are asked of everybody: for D = 3 as colours, above as features without colours (gsplat: colours of D
 channels). Same Gaussians, camera, constants (eps2d 0.3, 16-pixel tiles, near, far) and incoming gradients. In every
-repetition each contender runs each pass once, in turn; times are between CUDA events, call overhead included. gsplat
-runs with packed=False, at its default channel_chunk (32) and at the chunk that is fastest here for that pass.
+repetition each contender runs each pass once, in turn, a different one first each time; times are between CUDA events,
+call overhead included (``host_ms``: until the call came back). gsplat runs with packed=False, at its default
+channel_chunk (32) and at the chunk that is fastest here for that pass.
 
 Passes: ``forward``; ``backward`` (all gradients, after a recorded forward); ``features`` (backward to the features
 alone); ``lift`` (a D-channel map onto the Gaussians; gsplat has no transpose, so its forward and backward are run, as
@@ -17,6 +18,7 @@ is done with it in practice).
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import gc
 import json
 import os
@@ -25,7 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ import featuresplat as fs
 
 PASSES = ("forward", "backward", "features", "lift")
 DIMS = (3, 16, 32, 64, 128, 256, 512)
-CHUNKS = (32, 64, 128, 256, 512)
+CHUNKS = (32, 64, 128)
+"""gsplat's choices. Above 128 its backward has no room in shared memory, and its forward is slower."""
 DEVICE = "cuda"
 SPLATS = ("means", "quats", "scales", "opacities")
 
@@ -114,29 +117,32 @@ class Gsplat:
         return torch.autograd.grad(self.draw(leaves), leaves[-1:], self.case.seed)[0]
 
 
-def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """(milliseconds between CUDA events, result)."""
+def timed(call: Callable[[], Any]) -> tuple[float, float]:
+    """(milliseconds between CUDA events around a call, milliseconds until the call came back)."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    clock = time.perf_counter()
     start.record()
     result = call()
     end.record()
+    clock = time.perf_counter() - clock
     torch.cuda.synchronize()
-    return start.elapsed_time(end), result
+    del result
+    return start.elapsed_time(end), 1e3 * clock
 
 
-def once(contender: Any, name: str) -> float:
-    """Milliseconds of one pass."""
+def once(contender: Any, name: str) -> tuple[float, float]:
+    """`timed` of one pass."""
     case: Case = contender.case
     if name == "forward":
         with torch.no_grad():
-            return timed(lambda: contender.draw(case.tensors))[0]
+            return timed(lambda: contender.draw(case.tensors))
     if name == "lift":
-        return timed(contender.lift)[0]
+        return timed(contender.lift)
     only = name == "features"
     leaves = case.leaves(only)
     image = contender.features_only(leaves) if only else contender.draw(leaves)
     torch.cuda.synchronize()
-    return timed(lambda: torch.autograd.grad(image, leaves[-1:] if only else leaves, case.seed))[0]
+    return timed(lambda: torch.autograd.grad(image, leaves[-1:] if only else leaves, case.seed))
 
 
 def peak(contender: Any, name: str) -> int:
@@ -167,14 +173,13 @@ def best_chunks(case: Case) -> dict[str, int]:
         for chunk in (c for c in CHUNKS if c == 32 or c // 2 < case.dim):
             contender = Gsplat(case, chunk)
             if works(contender, name) is None:
-                times[chunk] = min(once(contender, name) for _ in range(3))
+                times[chunk] = min(once(contender, name)[0] for _ in range(3))
         chosen[name] = min(times, key=lambda c: times[c])
     return chosen
 
 
-def measure(case: Case, contenders: dict[str, dict[str, Any]], reps: int) -> list[dict]:
-    """Rows of one channel count. ``contenders``: label -> pass -> who runs it."""
-    rows = []
+def measure(case: Case, contenders: dict[str, dict[str, Any]], reps: int) -> Iterator[dict]:
+    """Rows of one channel count, as they come. ``contenders``: label -> pass -> who runs it."""
     for name in PASSES:
         running, times = {}, {}
         for label, by_pass in contenders.items():
@@ -182,22 +187,26 @@ def measure(case: Case, contenders: dict[str, dict[str, Any]], reps: int) -> lis
             if failure is None:
                 running[label], times[label] = by_pass[name], []
             else:
-                rows.append({"contender": label, "pass": name, "D": case.dim, "failed": failure})
                 print(f"{label} {name} D={case.dim}: {failure}", flush=True)
+                yield {"contender": label, "pass": name, "D": case.dim, "failed": failure}
         for rep in range(reps + 2):
-            for label, contender in running.items():
-                ms = once(contender, name)
+            # Who runs first changes, since whoever follows another finds caches and memory as that one left them.
+            turn = rep % max(len(running), 1)
+            for label in [*running][turn:] + [*running][:turn]:
+                ms = once(running[label], name)
                 if rep >= 2:
                     times[label].append(ms)
         for label, contender in running.items():
             row = {
-                "contender": label, "pass": name, "D": case.dim, "ms_median": round(statistics.median(times[label]), 4),
-                "ms_min": round(min(times[label]), 4), "peak_MiB": round(peak(contender, name) / 2**20, 1),
+                "contender": label, "pass": name, "D": case.dim,
+                "ms_median": round(statistics.median(ms for ms, _ in times[label]), 4),
+                "ms_min": round(min(ms for ms, _ in times[label]), 4),
+                "host_ms": round(statistics.median(host for _, host in times[label]), 4),
+                "peak_MiB": round(peak(contender, name) / 2**20, 1),
             }  # fmt: skip
             if isinstance(contender, Gsplat):
                 row["channel_chunk"] = contender.chunk
-            rows.append(row)
-    return rows
+            yield row
 
 
 def agreement(case: Case, ours: Ours, theirs: Gsplat) -> dict:
@@ -277,7 +286,7 @@ def print_table(rows: list[dict], labels: list[str]) -> None:
     base = labels[0]
     print(f"{'pass':<9} {'D':>4} " + " ".join(f"{label:>24}" for label in labels))
     for name in PASSES:
-        for dim in dict.fromkeys(r["D"] for r in rows):
+        for dim in sorted({r["D"] for r in rows}):
             by = {r["contender"]: r for r in rows if r["pass"] == name and r["D"] == dim}
             cells = []
             for label in labels:
@@ -291,11 +300,45 @@ def print_table(rows: list[dict], labels: list[str]) -> None:
             print(f"{name:<9} {dim:>4} " + " ".join(f"{c:>24}" for c in cells))
 
 
+def show(report: dict[str, Any]) -> None:
+    """Everything of a report, as tables."""
+    print(json.dumps({k: report.get(k) for k in ("machine", "versions", "commit")}))
+    print_profile(report.get("profile", []))
+    rows = report.get("rows", [])
+    if rows:
+        print_table(rows, list(dict.fromkeys(r["contender"] for r in rows)))
+    for label in dict.fromkeys(r["contender"] for r in rows if "host_ms" in r):
+        cells = [
+            f"{name} "
+            + " ".join(
+                f"{r['host_ms']:.2f}" for r in rows if (r["contender"], r["pass"]) == (label, name) and "host_ms" in r
+            )
+            for name in PASSES
+            if "default" not in label and "fp16" not in label
+        ]
+        if cells:
+            print(f"host ms, {label}: " + "; ".join(cells))
+    for who, values in report.get("latency_us", {}).items():
+        print(f"latency {who}: " + ", ".join(f"{n} {v:.0f} us" for n, v in values.items()))
+
+
+def merged(files: list[Path]) -> dict[str, Any]:
+    """Several reports as one; what is not a list comes from the first that has it."""
+    report: dict[str, Any] = {}
+    for path in files:
+        for name, value in json.loads(path.read_text()).items():
+            if isinstance(value, list):
+                report[name] = report.get(name, []) + value
+            else:
+                report.setdefault(name, value)
+    return report
+
+
 def provenance() -> dict:
     """Machine, versions and commit."""
     here = Path(__file__).resolve().parents[1]
     git = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True)
-    commit = git.stdout.strip() if git.returncode == 0 else os.environ.get("FEATURESPLAT_COMMIT")
+    commit = os.environ.get("FEATURESPLAT_COMMIT") or (git.stdout.strip() if git.returncode == 0 else None)
     p = torch.cuda.get_device_properties(0)
     versions = {"featuresplat": fs.__version__, "torch": torch.__version__, "python": platform.python_version()}
     versions["cuda"] = torch.version.cuda or ""
@@ -316,11 +359,20 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gaussians", type=int, default=1_000_000)
     parser.add_argument("--profile", action="store_true", help="kernel times in place of the table")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--no-latency", action="store_true")
+    parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="show reports again, as one; no GPU")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     a = arguments(argv)
+    if a.table:
+        report = merged(a.table)
+        if a.json:
+            a.json.write_text(json.dumps(report, indent=1) + "\n")
+        show(report)
+        return 0
+    faulthandler.enable()
     if not torch.cuda.is_available():
         print("gpu_speed.py needs an NVIDIA GPU", file=sys.stderr)
         return 2
@@ -330,9 +382,6 @@ def main(argv: list[str] | None = None) -> int:
     rows: list[dict] = []
     profiles: list[dict] = []
     agreements: list[dict] = []
-    labels = [f"featuresplat {p}" for p in a.precision]
-    if a.against:
-        labels += ["gsplat default", "gsplat best"]
     start = time.perf_counter()
     for dim in a.dims:
         case = Case(w, dim)
@@ -349,27 +398,23 @@ def main(argv: list[str] | None = None) -> int:
                 "gsplat default": dict.fromkeys(PASSES, Gsplat(case, 32)),
                 "gsplat best": {name: Gsplat(case, best[name]) for name in PASSES},
             }
-        rows += measure(case, contenders, a.reps)
+        for row in measure(case, contenders, a.reps):
+            rows.append(row)
+            report |= {"rows": rows, "agreement": agreements}
+            if a.json:  # now: a contender may take the process with it
+                a.json.write_text(json.dumps(report, indent=1) + "\n")
         print(f"D={dim} after {time.perf_counter() - start:.0f} s", flush=True)
-        report |= {"rows": rows, "agreement": agreements}
-        if a.json:
-            a.json.write_text(json.dumps(report, indent=1) + "\n")
         del case, ours, contenders
         gc.collect()
         torch.cuda.empty_cache()
-    if not a.profile:
+    if not a.profile and not a.no_latency:
         report["latency_us"] = {"featuresplat": latency(lambda c: Ours(c, "fp32"))}
         if a.against:
             report["latency_us"]["gsplat"] = latency(lambda c: Gsplat(c, 32))
     report |= {"rows": rows, "profile": profiles, "agreement": agreements}
     if a.json:
         a.json.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps({k: report[k] for k in ("machine", "versions", "commit")}))
-    print_profile(profiles)
-    if rows:
-        print_table(rows, labels)
-    for who, values in report.get("latency_us", {}).items():
-        print(f"latency {who}: " + ", ".join(f"{n} {v:.0f} us" for n, v in values.items()))
+    show(report)
     return 0
 
 
