@@ -248,3 +248,36 @@ def test_a_sidecar_of_another_ply_is_told(run, tmp_path):
     (tmp_path / "a.fields.safetensors").write_bytes(content[:-10])
     with pytest.raises(FeaturesplatError, match="truncated"):
         Scene.load(tmp_path / "a.ply")
+
+
+def test_fields_and_relevancies_are_rendered(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    ask = ["render", str(run), "--path", "test", "--out", str(out), "--quiet"]
+    assert main([*ask, "--what", "features,relevancy", "--prompt", "soccer ball"]) == 0
+    names = sorted(p.name for p in (out / "features").iterdir())
+    assert names == sorted(p.name for p in (out / "relevancy").iterdir())
+    assert len(names) == 3
+    picture = np.array(Image.open(out / "features" / names[0]))
+    assert picture.shape == (60, 80, 3)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+    capsys.readouterr()
+    assert main([*ask, "--what", "relevancy"]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 2
+    assert main([*ask, "--what", "features", "--field", "x"]) == 2
+    assert "has none called 'x'" in capsys.readouterr().err
+    assert main([*ask, "--what", "feature"]) == 2
+    assert "Known kinds: rgb, depth, alpha, features, relevancy" in capsys.readouterr().err
+
+
+def test_the_report_shows_the_prompts_it_is_given(run, tmp_path):
+    import shutil
+
+    from featuresplat.report import write_report
+
+    shutil.copytree(run, tmp_path / "r")
+    page = write_report(tmp_path / "r", prompts=["soccer ball"]).read_text(encoding="utf-8")
+    section = page[page.index("<h2>Prompts</h2>") :]
+    assert "soccer ball" in section
+    page = write_report(tmp_path / "r", prompts=["a <b>dragon</b>"]).read_text(encoding="utf-8")
+    assert "<b>dragon" not in page
+    assert "A part of the report could not be made" in page

@@ -1,0 +1,318 @@
+"""How good feature fields are, and what they cost. RUN is a finished run, SCENE the data with true instance masks.
+
+    python benchmarks/fields.py truth RUN SCENE      every lifting method, clean and mislabelled masks, several seeds
+    python benchmarks/fields.py trained RUN SCENE    codes with decoders and codebooks against the lift
+    python benchmarks/fields.py joint SCENE          Feature 3DGS's joint training against lifting, at a small size
+    python benchmarks/fields.py speed RUN            seconds and peak memory of a 384-channel lift, 50,000 Gaussians
+    python benchmarks/fields.py decoder RUN --teacher offline      reconstruction against the bound of the SVD
+
+The teacher of the first three is the truth itself: every pixel of a training view has the unit vector of its object's
+name. "Mislabelled" gives each mask of each view, with a chance of 30 %, the vector of another object. Text queries
+over all objects are scored on the held-out views by `featuresplat.masks_eval`: mIoU of pixels ("rendered"), and of
+the Gaussians whose own codes say so, rendered ("Gaussians"). Results go to benchmarks/results/fields-cpu.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from featuresplat import memory
+from featuresplat.config import load_config
+from featuresplat.config_fields import FieldConfig, TeacherConfig
+from featuresplat.fields import distill
+from featuresplat.fields.compact import low_rank
+from featuresplat.fields.lift import METHODS, lift
+from featuresplat.fields.maps import Maps, principal_axes, second_moment
+from featuresplat.masks_eval import TrueMask, measure_masks
+from featuresplat.scene import Scene
+from featuresplat.trainer import train
+from featuresplat.types import FeatureField, TextTable
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rasterize import provenance
+
+RESULTS = Path(__file__).parent / "results" / "fields-cpu.json"
+NOISE = 0.3
+
+
+class Truth:
+    """The instance masks of a scene, and a unit vector per object."""
+
+    def __init__(self, folder: Path, channels: int, seed: int):
+        self.folder = folder
+        objects = json.loads((folder / "meta.json").read_text())["objects"]
+        names = {o["index"]: o["name"] for o in objects}
+        self.names = ["background", *(names[i] for i in range(1, max(names) + 1))]
+        self.generator = torch.Generator().manual_seed(seed)
+        self.vectors = normalize(torch.randn(len(self.names), channels, generator=self.generator), dim=1)
+
+    def labels(self, name: str, size: tuple[int, int] | None = None) -> Tensor:
+        image = Image.open(self.folder / "instance" / f"{Path(name).stem}.png")
+        if size is not None:
+            image = image.resize(size, Image.Resampling.NEAREST)
+        return torch.from_numpy(np.array(image)).long()
+
+    def mislabelled(self, labels: Tensor, share: float) -> Tensor:
+        out = labels.clone()
+        for k in labels.unique().tolist():
+            if k and float(torch.rand((), generator=self.generator)) < share:
+                other = int(torch.randint(1, len(self.names) - 1, (), generator=self.generator))
+                out[labels == k] = other + (other >= k)
+        return out
+
+    def maps(self, scene: Scene, share: float) -> Maps:
+        cameras = scene.part("train")
+        labels = [self.mislabelled(self.labels(str(n)), share).to(torch.uint8) for n in cameras.names]
+        return Maps(cameras, self.vectors.shape[1], lambda i: self.vectors[labels[i].long()])
+
+    def masks(self, scene: Scene) -> dict[str, dict[str, TrueMask]]:
+        out = {}
+        for camera in (scene.part("test")[i] for i in range(len(scene.part("test")))):
+            labels = self.labels(str(camera.names[0]), (camera.width, camera.height))
+            there = [k for k in range(1, len(self.names)) if bool((labels == k).any())]
+            out[str(camera.names[0])] = {self.names[k]: TrueMask(labels == k) for k in there}
+        return out
+
+    def score(self, scene: Scene, field: FeatureField) -> tuple[float, float]:
+        """mIoU rendered and of Gaussians."""
+        field.text = TextTable(tuple(self.names), self.vectors)
+        field.teacher = "precomputed"
+        asked = replace(scene, fields={"truth": field})
+        masks = self.masks(scene)
+        return (
+            measure_masks(asked, masks)["miou"],
+            measure_masks(asked, masks, gaussians=True)["miou"],
+        )
+
+
+class TruthTeacher:
+    """What `distill.make_fields` asks of a teacher beside its maps."""
+
+    name = "precomputed"
+
+    def __init__(self, truth: Truth):
+        self.settings: dict[str, Any] = {}
+        self.dim = truth.vectors.shape[1]
+        self.table = TextTable(tuple(truth.names), truth.vectors)
+
+
+def truth_table(args: argparse.Namespace) -> dict[str, Any]:
+    scene = Scene.load(args.run)
+    rows: dict[str, dict[str, dict[str, float]]] = {}
+    for seed in args.seeds:
+        for share in (0.0, NOISE):
+            truth = Truth(args.scene, args.channels, seed)
+            maps = truth.maps(scene, share)
+            for method in args.methods:
+                began = time.perf_counter()
+                lifted = lift(scene, maps, method)
+                seconds = time.perf_counter() - began
+                rendered, gaussians = truth.score(scene, FeatureField(lifted.codes, confidence=lifted.confidence))
+                row = rows.setdefault(f"{method}, {'mislabelled' if share else 'clean'}", {})
+                for key, value in (("rendered", rendered), ("gaussians", gaussians), ("seconds", seconds)):
+                    row.setdefault(key, {})[str(seed)] = value
+                print(
+                    f"seed {seed} noise {share} {method:8s} {rendered:.4f} {gaussians:.4f} {seconds:6.1f} s", flush=True
+                )
+    return {"channels": args.channels, "noise": NOISE, "rows": rows}
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Seeds and methods measured one after the other make one table."""
+    out = {**old, **new}
+    for key in old.keys() & new.keys():
+        if isinstance(old[key], dict) and isinstance(new[key], dict) and key not in ("machine", "versions"):
+            out[key] = merged(old[key], new[key])
+    return out
+
+
+def table(rows: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Means over the seeds, and the least."""
+    lines = [f"{'method':24s} {'rendered':>17s} {'Gaussians':>17s} {'seconds':>8s}  seeds"]
+    for name, row in rows.items():
+        cells = [
+            f"{statistics.mean(v := list(row[k].values())):.3f} (>= {min(v):.3f})" for k in ("rendered", "gaussians")
+        ]
+        seconds = statistics.median(row["seconds"].values())
+        lines.append(f"{name:24s} {cells[0]:>17s} {cells[1]:>17s} {seconds:8.1f}  {len(row['seconds'])}")
+    return "\n".join(lines)
+
+
+def _say(what: str, rendered: float, gaussians: float, seconds: float) -> None:
+    print(f"{what} rendered {rendered:.4f} Gaussians {gaussians:.4f} {seconds:6.1f} s", flush=True)
+
+
+def trained(args: argparse.Namespace) -> dict[str, Any]:
+    scene, truth = Scene.load(args.run), Truth(args.scene, args.channels, 0)
+    out: dict[str, Any] = {"channels": args.channels}
+    for share in (0.0, NOISE):
+        maps = truth.maps(scene, share)
+        for name, config in (
+            ("lift mean", FieldConfig()),
+            ("8 channels, linear, lift", FieldConfig(dim=8)),
+            ("8 channels, linear, trained", FieldConfig(dim=8, steps=args.steps)),
+            ("8 channels, MLP, trained", FieldConfig(dim=8, steps=args.steps, decoder="mlp")),
+            ("codebook of 64, top 4", FieldConfig(codebook=64)),
+        ):
+            began = time.perf_counter()
+            field = distill.make_fields(scene, [maps], [TruthTeacher(truth)], config)["precomputed"]  # pyright: ignore
+            seconds = time.perf_counter() - began
+            rendered, gaussians = truth.score(scene, field)
+            row = {"rendered": rendered, "gaussians": gaussians, "seconds": seconds, "steps": config.steps}
+            out[f"{name}, {'mislabelled' if share else 'clean'}"] = row
+            _say(f"noise {share} {name:30s}", rendered, gaussians, seconds)
+    out["peak_memory_bytes"] = memory.peak()
+    return out
+
+
+def joint(args: argparse.Namespace) -> dict[str, Any]:
+    """Both from scratch on the same reduced images, the same steps."""
+    truth = Truth(args.scene, args.channels, 0)
+    out: dict[str, Any] = {"channels": args.channels, "steps": args.steps, "downscale": 4}
+    with tempfile.TemporaryDirectory() as folder:
+        maps = Path(folder) / "maps"
+        maps.mkdir()
+        words = {w: i for i, w in enumerate(truth.names)}
+        described = {"name": "truth", "dim": args.channels, "phrases": words}
+        (maps / "teacher.json").write_text(json.dumps(described))
+        np.save(maps / "text.npy", truth.vectors.numpy())
+        for path in sorted((args.scene / "instance").iterdir()):
+            labels = truth.labels(path.name, (100, 75))
+            np.save(maps / f"{path.stem}.npy", truth.vectors[labels].half().numpy())
+        for mode in ("static", "joint"):
+            config = load_config("fast")
+            config.out, config.mode, config.steps = Path(folder) / mode, mode, args.steps
+            config.data.downscale, config.model.budget, config.report, config.eval_views = 4, 20_000, False, 0
+            config.teacher = TeacherConfig("precomputed", maps)
+            began = time.perf_counter()
+            scene = train(args.scene, config, progress=False)
+            seconds = time.perf_counter() - began
+            rendered, gaussians = truth.score(scene, scene.field()[1])
+            metrics = json.loads((config.out / "metrics.json").read_text())
+            row = {"rendered": rendered, "gaussians": gaussians, "seconds": seconds, "psnr": metrics["test"]["psnr"]}
+            row["peak_memory_bytes"] = memory.peak()
+            out["lift after" if mode == "static" else "joint"] = row
+            print(
+                f"{mode:7s} {rendered:.4f} {gaussians:.4f} {seconds:6.1f} s, {metrics['test']['psnr']:.2f} dB",
+                flush=True,
+            )
+    return out
+
+
+def speed(args: argparse.Namespace) -> dict[str, Any]:
+    scene = Scene.load(args.run)
+    count = min(args.count, len(scene.gaussians))
+    scene = scene.rows(torch.randperm(len(scene.gaussians), generator=torch.Generator().manual_seed(0))[:count])
+    cameras = scene.part("train")
+    generator = torch.Generator().manual_seed(0)
+    full = torch.randn(cameras[0].height, cameras[0].width, args.channels, generator=generator).half()
+    patch = torch.randn(24, 32, args.channels, generator=generator).half()
+    out: dict[str, Any] = {"gaussians": count, "views": len(cameras), "channels": args.channels}
+    for name, one in (("map of every pixel", full), ("map of 32x24 cells", patch)):
+        maps = Maps(cameras, args.channels, lambda i, one=one: one)
+        times = []
+        for _ in range(args.repeat):
+            began = time.perf_counter()
+            lift(scene, maps)
+            times.append(time.perf_counter() - began)
+        out[name] = {"median_seconds": statistics.median(times), "seconds": times}
+        print(f"{name}: {statistics.median(times):.2f} s ({min(times):.2f} at best)", flush=True)
+    out["peak_memory_bytes"] = memory.peak()
+    print(f"peak memory {out['peak_memory_bytes'] / 2**20:.0f} MiB")
+    return out
+
+
+def decoder(args: argparse.Namespace) -> dict[str, Any]:
+    from featuresplat import teachers
+    from featuresplat.evaluate import dataset_of
+
+    scene = Scene.load(args.run)
+    teacher = teachers.make_teacher(args.teacher, TeacherConfig(args.teacher, path=args.path))
+    maps = distill.maps_of(scene, dataset_of(scene), teacher, FieldConfig())
+    held = list(range(0, len(maps), 5))
+    kept = [i for i in range(len(maps)) if i not in held]
+    some = Maps(maps.cameras[kept], maps.dim, lambda k: maps[kept[k]])
+    moment, own = second_moment(some), second_moment(Maps(maps.cameras[held], maps.dim, lambda k: maps[held[k]]))
+    energies = principal_axes(own, 1)[1]
+    lifted = lift(scene, some)
+    field = FeatureField(lifted.codes, teacher.name, confidence=lifted.confidence)
+    out: dict[str, Any] = {"teacher": args.teacher, "channels": maps.dim, "maps": len(maps), "rows": {}}
+    weights = lifted.confidence.clamp_min(0).double()
+    gram = (lifted.codes.double() * weights[:, None]).T @ lifted.codes.double()
+    codes_energy = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
+    for dim in (8, 16, 32, 64, 128):
+        if dim >= maps.dim:
+            break
+        axes = principal_axes(moment, dim)[0].double()
+        explained = float((axes.T @ own @ axes).trace())
+        total = float(own.trace())
+        small = low_rank(field, dim)
+        rest = (small.decode(small.codes) - field.codes).double().square().sum(1)
+        row = {
+            "maps": (1 - explained / total) ** 0.5,
+            "maps_bound": float(energies[dim:].sum() / energies.sum()) ** 0.5,
+            "codes": float((weights * rest).sum() / gram.trace()) ** 0.5,
+            "codes_bound": float(codes_energy[dim:].sum() / codes_energy.sum()) ** 0.5,
+        }
+        out["rows"][dim] = row
+        print(dim, "  ".join(f"{k} {v:.4f}" for k, v in row.items()), flush=True)
+    return out
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest="part", required=True)
+    for name in ("truth", "trained", "joint", "speed", "decoder"):
+        part = parts.add_parser(name)
+        if name != "joint":
+            part.add_argument("run", type=Path)
+        if name in ("truth", "trained", "joint"):
+            part.add_argument("scene", type=Path)
+        part.add_argument("--channels", type=int, default=384 if name == "speed" else 32)
+        if name == "truth":
+            part.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+            part.add_argument("--methods", nargs="+", default=list(METHODS))
+        if name in ("trained", "joint"):
+            part.add_argument("--steps", type=int, default=600 if name == "trained" else 2000)
+        if name == "speed":
+            part.add_argument("--count", type=int, default=50_000)
+            part.add_argument("--repeat", type=int, default=5)
+        if name == "decoder":
+            part.add_argument("--teacher", default="offline")
+            part.add_argument("--path", type=Path)
+        part.add_argument("--threads", type=int, default=1, help="of torch beside the engine's own")
+        part.add_argument("--json", type=Path, default=RESULTS)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    torch.set_num_threads(args.threads)
+    parts = {"truth": truth_table, "trained": trained, "joint": joint, "speed": speed, "decoder": decoder}
+    found = parts[args.part](args)
+    everything = json.loads(args.json.read_text()) if args.json.is_file() else {}
+    found = {**provenance(args.threads), **found}
+    everything[args.part] = merged(everything.get(args.part, {}), found) if args.part == "truth" else found
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(everything, indent=1) + "\n")
+    if args.part == "truth":
+        print(table(everything["truth"]["rows"]))
+    print(f"written to {args.json}")
+
+
+if __name__ == "__main__":
+    main()
