@@ -33,12 +33,24 @@ def read(path: str) -> list[dict[str, str]]:
         if name in COLUMNS:
             unit = row["Metric Unit"]
             short = {"%": "%", "register/thread": "", "Kbyte/block": "K", "byte/block": "B"}.get(unit, unit)
-            launch[COLUMNS[name]] = row["Metric Value"] + short
+            value = row["Metric Value"]
+            if unit in ("ns", "nsecond"):
+                value, short = f"{float(value.replace(',', '')) / 1e3:.1f}", "us"
+            launch[COLUMNS[name]] = value + short
     return list(launches.values())
 
 
+def distinct(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The first launch of each kernel and shape of block (registers, shared memory)."""
+    shape = ("kernel", "regs", "dyn.sh", "st.sh")
+    found: dict[tuple, dict[str, str]] = {}
+    for r in rows:
+        found.setdefault(tuple(r.get(n) for n in shape), r)
+    return list(found.values())
+
+
 def main() -> int:
-    rows = read(sys.argv[1])
+    rows = distinct(read(sys.argv[1]))
     if not rows:
         return 1
     titles = [t for t in COLUMNS.values() if any(t in r for r in rows)]

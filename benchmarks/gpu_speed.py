@@ -372,10 +372,10 @@ def main(argv: list[str] | None = None) -> int:
             a.json.write_text(json.dumps(report, indent=1) + "\n")
         show(report)
         return 0
-    faulthandler.enable()
     if not torch.cuda.is_available():
         print("gpu_speed.py needs an NVIDIA GPU", file=sys.stderr)
         return 2
+    faulthandler.enable()
     width, height = (int(v) for v in a.size.split("x"))
     w = matched(a.gaussians, width, height)
     report: dict[str, Any] = {**provenance(), "size": a.size, "gaussians": a.gaussians, "reps": a.reps}
