@@ -58,7 +58,7 @@ class Launcher(Protocol):
         ...
 
     def fetch(self, tensor: Tensor) -> Pending:
-        """Start copying a small tensor to the host; waiting for it waits for nothing queued later."""
+        """Start copying at most 256 bytes to the host; waiting for them (once) waits for nothing queued later."""
         ...
 
 
@@ -137,18 +137,29 @@ def driver() -> Any:
     return module
 
 
-class _Event:
-    """A copy in pinned memory and the event that follows it."""
+_FETCH_BYTES = 256
 
-    def __init__(self, tensor: Tensor):
-        self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        self._host.copy_(tensor, non_blocking=True)
+
+class _Mailbox:
+    """A little pinned memory and the event that follows a copy into it; used again once it has been read."""
+
+    def __init__(self, pool: list[_Mailbox]):
+        self._pool = pool
+        self._pinned = torch.empty(_FETCH_BYTES, dtype=torch.uint8, pin_memory=True)
         self._event = torch.cuda.Event()
+
+    def send(self, tensor: Tensor) -> _Mailbox:
+        size = tensor.numel() * tensor.element_size()
+        self._host = self._pinned[:size].view(tensor.dtype).view(tensor.shape)
+        self._host.copy_(tensor, non_blocking=True)
         self._event.record(torch.cuda.current_stream(tensor.device))
+        return self
 
     def wait(self) -> Tensor:
         self._event.synchronize()
-        return self._host
+        values = self._host.clone()
+        self._pool.append(self)
+        return values
 
 
 class _Loaded:
@@ -183,6 +194,7 @@ class DeviceLauncher:
         self.shared_limit = int(self._ask(self._driver.cuDeviceGetAttribute(wanted, index)))
         self._modules: dict[tuple, Any] = {}
         self._kernels: dict[tuple, _Loaded] = {}
+        self._mailboxes: list[_Mailbox] = []
         self._lock = threading.Lock()
         self._synchronous = bool(os.environ.get("FEATURESPLAT_CUDA_SYNC"))  # name the kernel that fails
 
@@ -216,7 +228,13 @@ class DeviceLauncher:
             )
 
     def fetch(self, tensor: Tensor) -> Pending:
-        return _Event(tensor)
+        if tensor.numel() * tensor.element_size() > _FETCH_BYTES:
+            raise ValueError(f"fetch: at most {_FETCH_BYTES} bytes, got {tensor.numel()} of {tensor.dtype}")
+        try:
+            mailbox = self._mailboxes.pop()
+        except IndexError:
+            mailbox = _Mailbox(self._mailboxes)
+        return mailbox.send(tensor)
 
     def resources(self, kernel: str, constants: Constants | None = None) -> dict[str, int]:
         """Registers a thread, bytes of local memory a thread and of static shared memory a block."""

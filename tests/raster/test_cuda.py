@@ -15,7 +15,7 @@ from contract import render
 
 import featuresplat as fs
 from featuresplat import FeaturesplatError
-from featuresplat.raster import cuda
+from featuresplat.raster import _nvrtc, cuda
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or cuda.unavailable() is not None, reason="needs an NVIDIA GPU"
@@ -141,6 +141,18 @@ def test_memory_is_given_back(scene):
         gradients(scene)
     gc.collect()
     assert torch.cuda.memory_allocated() <= before
+
+
+def test_small_values_are_fetched_without_waiting_for_what_follows():
+    gpu = _nvrtc.launcher(torch.device("cuda"))
+    sent = [torch.arange(k, k + 3, device="cuda") for k in range(5)]
+    pending = [gpu.fetch(t) for t in sent]
+    for t in sent:
+        t.zero_()  # queued later: not seen
+    assert [p.wait().tolist() for p in pending] == [[k, k + 1, k + 2] for k in range(5)]
+    assert gpu.fetch(torch.tensor([[1.5]], device="cuda")).wait().tolist() == [[1.5]]
+    with pytest.raises(ValueError, match="at most 256 bytes"):
+        gpu.fetch(torch.zeros(100, device="cuda"))
 
 
 def test_no_hidden_synchronisation(scene):
