@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from featuresplat.errors import FeaturesplatError
-from featuresplat.io.field_files import bundle
-from featuresplat.io.formats import ending_of, save_gaussians
-from featuresplat.io.ply import write_ply
-from featuresplat.io.tensors import write_tensors
-from featuresplat.scene import Scene, fields_beside
+from featuresplat.io.formats import ending_of
+from featuresplat.io.scene_file import write_scene_file
+from featuresplat.scene import Scene
 
 
 def export_run(
@@ -61,32 +59,25 @@ def export_run(
     scene = Scene.load(source)
     if time is not None:
         scene = replace(scene, gaussians=scene.at(time).detach())
-    if ending != ".ply" or plain:
-        save_gaussians(out, scene.gaussians, bundle(scene.fields)[0], plain)
-        return len(scene.gaussians)
-    _write_full(out, scene, labels, instances)
+    comments, extra = _columns(scene, labels, instances)
+    write_scene_file(out, scene.gaussians, scene.fields, plain, comments, extra)
     return len(scene.gaussians)
 
 
-def _write_full(out: Path, scene: Scene, labels: Sequence[str] | None, instances: bool) -> None:
-    codes, content = bundle(scene.fields)
-    comments, extra = [], {}
-    for name, field in scene.fields.items():
-        comments.append(f"field {name} {field.dim} channels, teacher {field.teacher or 'unknown'}")
+def _columns(scene: Scene, labels: Sequence[str] | None, instances: bool) -> tuple[list[str], dict[str, Tensor]]:
+    """Comments and columns for what was asked for."""
+    comments: list[str] = []
+    extra: dict[str, Tensor] = {}
     if labels is not None:
         words, extra["label"] = _labels(scene, labels)
-        comments += [f"label {k} {_ascii(word)}" for k, word in enumerate(words)]
+        comments += [f"label {k} {word}" for k, word in enumerate(words)]
     if instances:
         from featuresplat.prompts.instances import find
 
         found = find(scene)
         extra["instance"] = found.ids
-        comments += [f"instance {k} {_ascii(name)}" for k, name in enumerate(found.names)]
-    if codes is not None:
-        beside = fields_beside(out)
-        write_tensors(beside, *content)
-        comments.append(f"sidecar {_ascii(beside.name)}")
-    write_ply(out, scene.gaussians, codes, comments=comments, extra=extra)
+        comments += [f"instance {k} {name}" for k, name in enumerate(found.names)]
+    return comments, extra
 
 
 def _labels(scene: Scene, phrases: Sequence[str]) -> tuple[tuple[str, ...], Tensor]:
@@ -98,8 +89,3 @@ def _labels(scene: Scene, phrases: Sequence[str]) -> tuple[tuple[str, ...], Tens
         raise FeaturesplatError("labels: the scene's field knows no labels by itself.", 'Name them: --labels "a mug".')
     best = text.score(scene, words).max(dim=0)
     return words, torch.where(best.values > 0.5, best.indices, -1).cpu()
-
-
-def _ascii(text: str) -> str:
-    """One line of ASCII, as a PLY's header has to be."""
-    return " ".join(text.split()).encode("ascii", "replace").decode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -16,11 +16,13 @@ from featuresplat.config import TrainConfig, load_config, to_dict
 from featuresplat.errors import FeaturesplatError
 from featuresplat.exposure import predict, transform
 from featuresplat.io.atomic import atomic_write_text
-from featuresplat.io.field_files import unbundle
-from featuresplat.io.formats import load_gaussians
+from featuresplat.io.scene_file import is_scene_file, read_scene_file, write_scene_file
 from featuresplat.io.scene_folder import read_scene_folder, write_scene_folder
-from featuresplat.io.tensors import read_tensors
 from featuresplat.types import Cameras, FeatureField, Gaussians, RasterMeta, RenderOutput
+
+if TYPE_CHECKING:
+    from featuresplat.prompts.edits import Edit
+    from featuresplat.prompts.selection import Selection
 
 CONFIG = "config.yaml"
 PER_GAUSSIAN = "gaussian."
@@ -59,8 +61,8 @@ class Scene:
         Raises:
             FeaturesplatError: missing, empty, damaged, or written by a newer version.
         """
-        if Path(folder).is_file() and Path(folder).suffix:
-            return _from_file(Path(folder))
+        if is_scene_file(folder) and not Path(folder).is_dir():
+            return _from_file(folder)
         read = read_scene_folder(folder)
         path = Path(folder) / CONFIG
         config = load_config(path) if path.is_file() else None
@@ -76,7 +78,13 @@ class Scene:
         )
 
     def save(self, folder: str | Path) -> Path:
-        """Write the run folder's scene.json and all that it names, and config.yaml. Returns scene.json's path."""
+        """Write the run folder's scene.json and all that it names, and config.yaml. Returns scene.json's path.
+
+        A path that ends in .ply, .compressed.ply, .splat or .spz becomes such a file instead: see docs/formats.md.
+        """
+        if is_scene_file(folder):
+            write_scene_file(folder, self.gaussians, self.fields)
+            return Path(folder)
         if self.config is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(to_dict(self.config), sort_keys=False)
@@ -122,6 +130,27 @@ class Scene:
         fields = _over_shared_codes(self.fields, lambda codes: codes[index], lambda f: f[index])
         state = {k: v[index] if k.startswith(PER_GAUSSIAN) else v for k, v in self.mode_state.items()}
         return replace(self, gaussians=self.gaussians[index], fields=fields, mode_state=state)
+
+    def query(self, phrases: str | Sequence[str], field: str | None = None) -> Tensor:
+        """Scores in 0..1 of the Gaussians: [N] of a phrase, [P, N] of several; see `featuresplat.prompts.text`.
+
+        Raises:
+            FeaturesplatError: an empty phrase, no field that answers text, a phrase it does not know.
+        """
+        from featuresplat.prompts import text
+
+        scores = text.score(self, phrases, field)
+        return scores[0] if isinstance(phrases, str) else scores
+
+    def select(self, chosen: Tensor | Selection) -> Scene:
+        """The scene of the chosen Gaussians only: a bool mask [N], or a `featuresplat.prompts` selection."""
+        return self.rows(chosen if isinstance(chosen, torch.Tensor) else chosen.mask)
+
+    def edit(self, edits: Edit | Sequence[Edit]) -> Scene:
+        """The scene after edits, one after the other; this one stays as it is. See `featuresplat.prompts.edits`."""
+        from featuresplat.prompts.edits import Edit, apply_all
+
+        return apply_all(self, [edits] if isinstance(edits, Edit) else list(edits))
 
     @staticmethod
     def cat(scenes: Sequence[Scene]) -> Scene:
@@ -262,22 +291,9 @@ class RenderRequest:
     linear: bool = False
 
 
-def fields_beside(path: str | Path) -> Path:
-    """Where an exported PLY keeps what its feature columns do not say."""
-    path = Path(path)
-    return path.with_name(f"{path.name.removesuffix('.ply')}.fields.safetensors")
-
-
-def _from_file(path: Path) -> Scene:
-    loaded = load_gaussians(path)
-    fields: dict[str, FeatureField] = {}
-    if loaded.features is not None:
-        beside = fields_beside(path)
-        if beside.is_file() and not loaded.dropped:
-            fields = unbundle(loaded.features, read_tensors(beside), str(beside))
-        else:
-            fields = {"features": FeatureField(loaded.features)}
-    return Scene(loaded.gaussians, Cameras(torch.zeros(0, 4, 4), torch.zeros(0, 3, 3), [], []), fields)
+def _from_file(path: str | Path) -> Scene:
+    gaussians, fields = read_scene_file(path)
+    return Scene(gaussians, Cameras(torch.zeros(0, 4, 4), torch.zeros(0, 3, 3), [], []), fields)
 
 
 def _over_shared_codes(fields: dict[str, FeatureField], on_codes, on_field) -> dict[str, FeatureField]:

@@ -281,3 +281,17 @@ def test_the_report_shows_the_prompts_it_is_given(run, tmp_path):
     page = write_report(tmp_path / "r", prompts=["a <b>dragon</b>"]).read_text(encoding="utf-8")
     assert "<b>dragon" not in page
     assert "A part of the report could not be made" in page
+
+
+def test_the_python_of_it_in_one_breath(run, tmp_path):
+    scene = Scene.load(run)
+    heat = scene.query("soccer ball")
+    assert heat.shape == (len(scene.gaussians),)
+    assert scene.query(["soccer ball", "banana"]).shape == (2, len(scene.gaussians))
+    ball = scene.select(heat > 0.5)
+    assert 0 < len(ball.gaussians) < len(scene.gaussians) / 2
+    assert ball.save(tmp_path / "ball.ply") == tmp_path / "ball.ply"
+    again = Scene.load(tmp_path / "ball.ply")
+    assert torch.equal(again.gaussians.means, ball.gaussians.means)
+    assert torch.equal(again.query("soccer ball"), heat[heat > 0.5])
+    assert len(again.cameras) == 0
