@@ -1,76 +1,26 @@
-// From the records of (splat, tile) pairs to the gradients of Gaussians. Every Gaussian adds up its own records, in the
-// order in which it wrote its pairs: no atomics, the same bits every time. The derivatives are those of project.cu.
+// From what splats received (backward.cu) to the gradients of Gaussians: the derivatives of project.cu.
 #include "harmonics.cuh"
 #include "view.cuh"
 
 struct GatherArgs {
   const float *means, *quats, *scales, *opacities, *colors, *viewmats, *Ks;
-  const Splat* splats;
-  const int32_t* counts;   // [C, N] pairs of each slot
-  const int64_t* starts;   // and the first of them
-  const void* tile_keys;   // [pairs] tiles, int16 or int32
-  const float* records;    // [pairs, record]: see backward.cu
-  float *v_means, *v_quats, *v_scales, *v_opacities;  // overwritten; each may be null
-  float* v_colors;         // added to
-  float *v_means2d, *v_means2d_abs;  // [C, N, 2] overwritten
-  double* v_views;         // [blocks, C, 12] sums of each block, rows of (R | t)
+  const int32_t* keys;     // [C, N] sorted depth keys of each camera: the drawn come first
+  const int64_t* order;    // [C, N] and their ids
+  const float* sums;       // [C, N, record]: see backward.cu
+  float *v_means, *v_quats, *v_scales, *v_opacities, *v_colors;  // added to; each may be null
+  float *v_means2d, *v_means2d_abs;  // [C, N, 2] set for the drawn
+  double* v_views;         // [blocks, 12] of this camera: sums of each block, rows of (R | t); null, or cleared before
   int64_t n, camera_colors;
   double eps2d;
-  int32_t cameras, width, height, tiles, tiles_x, small_keys, color_kind, sh_degree, sh_rows, antialiased, record;
+  int32_t camera, width, height, color_kind, sh_degree, sh_rows, antialiased, record;
   int32_t moves;           // whether geometry is differentiated at all
 };
 
-// A splat's records added up. With vs the gradient of the exponent sigma and d = centre - pixel:
-// sums of vs {1, dx, dy, dx^2, dx dy, dy^2}; gradients to colour and depth; absolute gradients of the centre.
+// A splat's sums. With vs the gradient of the exponent sigma and d = centre - pixel:
+// vs {1, dx, dy, dx^2, dx dy, dy^2}; gradients to colour and depth; absolute gradients of the centre.
 struct Sums {
-  double v[12];
+  float v[12];
 };
-
-FS_DEVICE void add_record(const GatherArgs& a, int camera, int64_t pair, double x, double y, Sums& s) {
-  const int key = a.small_keys ? static_cast<const int16_t*>(a.tile_keys)[pair] : static_cast<const int32_t*>(a.tile_keys)[pair];
-  const Place tile = place_of(key, a.tiles, a.tiles_x);
-  const float4* from = reinterpret_cast<const float4*>(a.records + pair * a.record);
-  const float4 r0 = fs_ldg(from), r1 = fs_ldg(from + 1), r2 = fs_ldg(from + 2);
-  x -= tile.x + kTile / 2, y -= tile.y + kTile / 2;
-  const double one = r0.x, rx = r0.y, ry = r0.z;
-  s.v[0] += one;
-  s.v[1] += x * one - rx, s.v[2] += y * one - ry;
-  s.v[3] += x * (x * one - 2 * rx) + r0.w;
-  s.v[4] += y * (x * one - rx) - x * ry + r1.x;
-  s.v[5] += y * (y * one - 2 * ry) + r1.y;
-  s.v[6] += r1.z, s.v[7] += r1.w, s.v[8] += r2.x, s.v[9] += r2.y, s.v[10] += r2.z, s.v[11] += r2.w;
-}
-
-constexpr int kAlone = 32;  // longer lists of records are added up by the whole warp
-
-FS_DEVICE void add_up(const GatherArgs& a, int camera, int64_t slot, int count, Sums& s) {
-  for (int i = 0; i < 12; ++i) s.v[i] = 0;
-  int64_t start = 0;
-  double x = 0, y = 0;
-  if (count) {
-    const Splat* splat = a.splats + slot;
-    start = a.starts[slot];
-    x = static_cast<double>(splat->x) + splat->x_rest, y = static_cast<double>(splat->y) + splat->y_rest;
-  }
-  if (count <= kAlone) {
-    for (int k = 0; k < count; ++k) add_record(a, camera, start + k, x, y, s);
-  }
-  uint32_t many = fs_ballot(count > kAlone);
-  while (many) {
-    const int owner = fs_ffs(many) - 1;
-    many &= many - 1;
-    const int n = fs_shfl(count, owner);
-    const int64_t from = fs_shfl(start, owner);
-    const double cx = fs_shfl(x, owner), cy = fs_shfl(y, owner);
-    Sums part;
-    for (int i = 0; i < 12; ++i) part.v[i] = 0;
-    for (int k = fs_lane(); k < n; k += 32) add_record(a, camera, from + k, cx, cy, part);
-    for (int i = 0; i < 12; ++i) {
-      for (int d = 16; d; d >>= 1) part.v[i] += fs_shfl_xor(part.v[i], d);
-      if (fs_lane() == owner) s.v[i] = part.v[i];
-    }
-  }
-}
 
 struct GeometryGradient {
   double mean[3], quat[4], scale[3], opacity, center[2];
@@ -88,7 +38,7 @@ FS_DEVICE void differentiate(const GatherArgs& a, const View& c, int64_t id, con
   // The projected centre, the inverse covariance, the opacity.
   const double vx2d = A * g.v[1] + B * g.v[2], vy2d = B * g.v[1] + C * g.v[2];
   const double vA = 0.5 * g.v[3], vB = 0.5 * g.v[4], vC = 0.5 * g.v[5];  // symmetric: vB stands twice
-  const double v_opacity = -g.v[0] / (opacity * compensation);
+  const double v_opacity = -static_cast<double>(g.v[0]) / (opacity * compensation);
   out.center[0] = vx2d, out.center[1] = vy2d;
   out.opacity += v_opacity * compensation;
 
@@ -153,7 +103,7 @@ FS_DEVICE void differentiate_color(const GatherArgs& a, const View& c, int64_t i
   if (a.color_kind == kPlainColor) {
     if (!a.v_colors) return;
     float* to = a.v_colors + a.camera_colors * camera + 3 * id;
-    for (int k = 0; k < 3; ++k) to[k] += static_cast<float>(g.v[6 + k]);
+    for (int k = 0; k < 3; ++k) to[k] += g.v[6 + k];
     return;
   }
   float d[3], raw[3];
@@ -161,7 +111,7 @@ FS_DEVICE void differentiate_color(const GatherArgs& a, const View& c, int64_t i
   const float* sh = a.colors + 3 * static_cast<int64_t>(a.sh_rows) * id;
   evaluate_harmonics(sh, a.sh_degree, d[0], d[1], d[2], raw);
   float v[3];
-  for (int k = 0; k < 3; ++k) v[k] = raw[k] >= 0 ? static_cast<float>(g.v[6 + k]) : 0.f;
+  for (int k = 0; k < 3; ++k) v[k] = raw[k] >= 0 ? g.v[6 + k] : 0.f;
   if (a.v_colors) {
     float* to = a.v_colors + 3 * static_cast<int64_t>(a.sh_rows) * id;
     for_harmonics(a.sh_degree, d[0], d[1], d[2], [&](int k, float basis) {
@@ -184,80 +134,91 @@ FS_DEVICE void differentiate_color(const GatherArgs& a, const View& c, int64_t i
   }
 }
 
+FS_DEVICE void add_to(float* to, double v) { *to += static_cast<float>(v); }
+
+// One thread for each Gaussian drawn in one camera. Cameras come one after the other, so that nothing is added twice at once.
 FS_KERNEL(128, gather_gradients, const GatherArgs a) {
   FS_SHARED(double, partial, 4 * 12);
-  const int64_t id = fs_global_thread();
-  const bool there = id < a.n;
-  GeometryGradient out;
-  for (int k = 0; k < 3; ++k) out.mean[k] = out.scale[k] = 0;
-  for (int k = 0; k < 4; ++k) out.quat[k] = 0;
-  out.opacity = 0;
-  for (int camera = 0; camera < a.cameras; ++camera) {
-    const int64_t slot = camera * a.n + id;
-    const int count = there ? a.counts[slot] : 0;
+  const int64_t base = static_cast<int64_t>(a.camera) * a.n, rank = fs_global_thread();
+  if (a.keys[base + static_cast<int64_t>(blockIdx.x) * 128] == kNever) return;
+  const bool there = rank < a.n && a.keys[base + (rank < a.n ? rank : 0)] != kNever;
+  double view[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+  if (there) {
+    const int64_t id = a.order[base + rank], slot = base + id;
     Sums sums;
-    add_up(a, camera, slot, count, sums);
-    double view[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
-    out.center[0] = out.center[1] = 0;
-    if (count) {
-      const View c = view_of(a.viewmats, a.Ks, camera, a.width, a.height);
-      if (a.moves) differentiate(a, c, id, sums, out, view);
-      if (a.color_kind != kNoColor) differentiate_color(a, c, id, camera, sums, out, view);
+    const float4* from = reinterpret_cast<const float4*>(a.sums + slot * a.record);
+    float4* to = reinterpret_cast<float4*>(&sums);
+    for (int i = 0; i < 3; ++i) to[i] = fs_ldg(from + i);
+    GeometryGradient out;
+    for (int k = 0; k < 3; ++k) out.mean[k] = out.scale[k] = 0;
+    for (int k = 0; k < 4; ++k) out.quat[k] = 0;
+    out.opacity = out.center[0] = out.center[1] = 0;
+    const View c = view_of(a.viewmats, a.Ks, a.camera, a.width, a.height);
+    if (a.moves) differentiate(a, c, id, sums, out, view);
+    if (a.color_kind != kNoColor) differentiate_color(a, c, id, a.camera, sums, out, view);
+    if (a.v_means2d) {
+      for (int k = 0; k < 2; ++k) a.v_means2d[2 * slot + k] = static_cast<float>(out.center[k]);
     }
-    if (there && a.v_means2d) {
-      a.v_means2d[2 * slot] = static_cast<float>(out.center[0]), a.v_means2d[2 * slot + 1] = static_cast<float>(out.center[1]);
+    if (a.v_means2d_abs) {
+      for (int k = 0; k < 2; ++k) a.v_means2d_abs[2 * slot + k] = sums.v[10 + k];
     }
-    if (there && a.v_means2d_abs) {
-      a.v_means2d_abs[2 * slot] = static_cast<float>(sums.v[10]), a.v_means2d_abs[2 * slot + 1] = static_cast<float>(sums.v[11]);
+    for (int k = 0; k < 3; ++k) {
+      if (a.v_means) add_to(a.v_means + 3 * id + k, out.mean[k]);
+      if (a.v_scales) add_to(a.v_scales + 3 * id + k, out.scale[k]);
     }
-    if (!a.v_views) continue;
-    for (int i = 0; i < 12; ++i) {
-      for (int d = 16; d; d >>= 1) view[i] += fs_shfl_xor(view[i], d);
-      if (fs_lane() == 0) partial[12 * fs_warp() + i] = view[i];
+    for (int k = 0; k < 4; ++k) {
+      if (a.v_quats) add_to(a.v_quats + 4 * id + k, out.quat[k]);
     }
-    fs_sync();
-    if (threadIdx.x < 12) {
-      const int i = threadIdx.x;
-      a.v_views[(static_cast<int64_t>(blockIdx.x) * a.cameras + camera) * 12 + i] =
-          (partial[i] + partial[12 + i]) + (partial[24 + i] + partial[36 + i]);
-    }
-    fs_sync();
+    if (a.v_opacities) add_to(a.v_opacities + id, out.opacity);
   }
-  if (!there) return;
-  if (a.v_means) {
-    for (int k = 0; k < 3; ++k) a.v_means[3 * id + k] = static_cast<float>(out.mean[k]);
+  if (!a.v_views) return;
+  for (int i = 0; i < 12; ++i) {
+    for (int d = 16; d; d >>= 1) view[i] += fs_shfl_xor(view[i], d);
+    if (fs_lane() == 0) partial[12 * fs_warp() + i] = view[i];
   }
-  if (a.v_quats) {
-    for (int k = 0; k < 4; ++k) a.v_quats[4 * id + k] = static_cast<float>(out.quat[k]);
+  fs_sync();
+  if (threadIdx.x < 12) {
+    const int i = threadIdx.x;
+    a.v_views[static_cast<int64_t>(blockIdx.x) * 12 + i] = (partial[i] + partial[12 + i]) + (partial[24 + i] + partial[36 + i]);
   }
-  if (a.v_scales) {
-    for (int k = 0; k < 3; ++k) a.v_scales[3 * id + k] = static_cast<float>(out.scale[k]);
-  }
-  if (a.v_opacities) a.v_opacities[id] = static_cast<float>(out.opacity);
 }
 
-struct GatherRowsArgs {
-  const int32_t* counts;
-  const int64_t* starts;
-  const float* records;
-  float* v_rows;  // [N, dim], channels [channel, channel + channels) are overwritten
-  int64_t n, dim, channel;
-  int32_t cameras, channels, record, offset;
+struct SumHitsArgs {
+  const int32_t* counts;    // [C, N] pairs of each slot
+  const int64_t* starts;    // and the first of them
+  const int64_t* hit_ends;  // [pairs] where the records of each pair end
+  const float* records;     // [hits, record]
+  float* sums;              // [C, N, record]
+  int64_t slots_total;
+  int32_t record;
 };
 
-// One thread for each Gaussian and channel.
-FS_KERNEL(256, gather_rows, const GatherRowsArgs a) {
-  const int64_t i = fs_global_thread();
-  if (i >= a.n * a.channels) return;
-  const int64_t id = i / a.channels;
-  const int c = static_cast<int>(i - id * a.channels);
-  float sum = 0;
-  for (int camera = 0; camera < a.cameras; ++camera) {
-    const int64_t slot = camera * a.n + id;
-    const int count = a.counts[slot];
-    if (count == 0) continue;
-    const float* from = a.records + a.starts[slot] * a.record + a.offset + c;
-    for (int k = 0; k < count; ++k) sum += from[static_cast<int64_t>(k) * a.record];
+// One thread for each slot and four fields: the records of its patches in the order of its pairs.
+FS_KERNEL(256, sum_hits, const SumHitsArgs a) {
+  const int quads = a.record / 4;
+  const int64_t i = fs_global_thread(), slot = i / quads;
+  if (slot >= a.slots_total) return;
+  float4 sum = make_float4(0, 0, 0, 0);
+  const int count = a.counts[slot];
+  if (count) {
+    const int64_t start = a.starts[slot];
+    const float4* from = reinterpret_cast<const float4*>(a.records) + i % quads;
+    for (int64_t h = start ? a.hit_ends[start - 1] : 0; h < a.hit_ends[start + count - 1]; ++h) {
+      const float4 v = fs_ldg(from + h * quads);
+      sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+    }
   }
-  a.v_rows[id * a.dim + a.channel + c] = sum;
+  reinterpret_cast<float4*>(a.sums)[i] = sum;
+}
+
+struct CountHitsArgs {
+  const Entry* entries;
+  const uint32_t* written;  // the pair of each place
+  int64_t* hits;            // [pairs] patches that each reaches
+  int64_t pairs;
+};
+
+FS_KERNEL(256, count_hits, const CountHitsArgs a) {
+  const int64_t place = fs_global_thread();
+  if (place < a.pairs) a.hits[a.written[place]] = fs_popc(a.entries[place].mask);
 }

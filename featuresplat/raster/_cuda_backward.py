@@ -1,8 +1,7 @@
 """Gradients.
 
-One kernel goes back to front over each tile and leaves a record for each (Gaussian, tile) pair; another adds up each
-Gaussian's records and differentiates the projection. Many feature channels get their own gradients from the transpose
-of blending (`_cuda_lift`).
+One kernel goes back to front over each patch of pixels and adds up what each splat receives; another differentiates the
+projection. Many feature channels get their own gradients from the transpose of blending (`_cuda_lift`).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from featuresplat.types import RasterMeta
 
 _GEOMETRY = ("means", "quats", "scales", "opacities", "viewmats")
 _FIXED_FLOATS = 12
-"""Floats of a record before those of feature channels; see backward.cu."""
+"""Floats that a slot receives before those of feature channels; see backward.cu."""
 
 
 def gradients(
@@ -86,89 +85,101 @@ class _Backward:
         """Fill ``out``."""
         rows, out = self.inputs.features, self.out
         dim = 0 if rows is None else rows.shape[1]
-        few = self.v_features is not None and dim <= options.few(self.frame)
+        few = self.v_features is not None and dim <= options.few()
         row_grads = self.v_features is not None and "features" in out
         geometry = moves or (colored and self.wanted["colors"] and self.v_rgb is not None)
         beside = dim if few and (features_move or row_grads) else 0
-        records = None
+        sums = None
         if geometry or (few and row_grads):
             wide = features_move and not few
-            records = self._records(colored, beside, wide, moves, features_move)
+            sums = self._sums(colored, beside, wide, moves, features_move)
             if beside and row_grads:
-                self._gather_rows(records, 0, beside)
+                of_rows = sums.view(self.frame.cameras, self.frame.gaussians, -1)[..., _FIXED_FLOATS:]
+                out["features"] = of_rows[..., :beside].sum(0)
         if row_grads and not few:
             assert self.v_features is not None
             transpose(self.frame, self.inputs, self.v_features, 1, out["features"], None, self.stops.last)
-        if geometry and records is not None:
-            self._gather(records, moves)
+        if geometry and sums is not None:
+            self._gather(sums, moves)
         else:
             _no_geometry(self.inputs, self.wanted, out)
 
-    def _records(self, colored, channels, wide, moves, features_move) -> Tensor:
-        """Queue the pass over the tiles; [pairs, floats]."""
+    def _sums(self, colored: bool, channels: int, wide: bool, moves: bool, features_move: bool) -> Tensor:
+        """Queue the pass over the tiles: what each slot receives, [C * N, floats]; see backward.cu."""
         f, inputs = self.frame, self.inputs
         width = _FIXED_FLOATS + -(-channels // 4) * 4
-        records = f.empty("the gradients of tiles", (f.pairs, width))
-        s = inputs.settings
         rows = inputs.features
         dim = 0 if rows is None else rows.shape[1]
-        absolute = inputs.absgrad and moves
+        matrix, ordered = options.matrix_units(f), options.deterministic()
+        hit_ends, total = self._hits() if ordered else (None, f.cameras * f.gaussians)
+        sums = f.zeros("the gradients of splats", (total, width))
         values: dict[str, Any] = {
-            "offsets": f.offsets, "entries": f.entries, "slots": f.slots, "written": f.written, "rows": rows,
+            "offsets": f.offsets, "entries": f.entries, "slots": f.slots, "splats": f.splats, "rows": rows,
             "backgrounds": inputs.backgrounds, "v_rgb": self.v_rgb, "v_features": self.v_features,
             "v_alpha": self.v_alpha, "v_depth": self.v_depth, "alpha": self.alpha, "depth": self.depth,
-            "last": self.stops.last, "left": self.stops.left, "records": records, "n": f.gaussians, "dim": dim,
-            "width": f.width, "height": f.height, "tiles": f.tiles, "tiles_x": f.tiles_x,
-            "alpha_max": s.alpha_max,
+            "last": self.stops.last, "left": self.stops.left, "written": f.written, "hit_ends": hit_ends, "sums": sums,
+            "n": f.gaussians, "dim": dim, "width": f.width, "height": f.height, "tiles": f.tiles,
+            "tiles_x": f.tiles_x, "alpha_max": inputs.settings.alpha_max,
         }  # fmt: skip
-        matrix = options.matrix_units(f)
         constants = {
             "COLORS": int(colored), "CHANNELS": channels, "WIDE": int(wide), "GEOMETRY": int(moves),
-            "FEATURES_MOVE": int(features_move), "ABSOLUTE": int(absolute),
-            "MATRIX": int(matrix), "ALIGNED": options.aligned(dim, rows, self.v_features),
+            "FEATURES_MOVE": int(features_move), "ABSOLUTE": int(inputs.absgrad and moves), "MATRIX": int(matrix),
+            "ORDERED": int(ordered), "ALIGNED": options.aligned(dim, rows, self.v_features),
         }  # fmt: skip
-        constants |= options.backward_batch(constants, f.gpu.shared_limit)
-        shared = options.backward_shared_bytes(constants)
-        f.launch("blend_backward", "backward.cu", "BackwardArgs", f.all_tiles, 256, values, constants, shared)
-        return records
-
-    def _gather_rows(self, records: Tensor, channel: int, channels: int) -> None:
-        f, out = self.frame, self.out["features"]
-        f.launch("gather_rows", "gather.cu", "GatherRowsArgs", blocks(f.gaussians * channels, 256), 256, {
-            "counts": f.counts, "starts": f.starts, "records": records, "v_rows": out, "n": f.gaussians,
-            "dim": out.shape[1], "channel": channel, "cameras": f.cameras, "channels": channels,
-            "record": records.shape[1], "offset": _FIXED_FLOATS,
+        constants |= options.backward_shape(constants, f.gpu.shared_limit)
+        shared, warps = options.backward_shared_bytes(constants), constants["WARPS"]
+        grid = f.all_tiles * 8 // warps
+        f.launch("blend_backward", "backward.cu", "BackwardArgs", grid, 32 * warps, values, constants, shared)
+        if hit_ends is None:
+            return sums
+        slots = f.cameras * f.gaussians
+        out = f.empty("the gradients of splats", (slots, width))
+        f.launch("sum_hits", "gather.cu", "SumHitsArgs", blocks(slots * width // 4, 256), 256, {
+            "counts": f.counts, "starts": f.starts, "hit_ends": hit_ends, "records": sums, "sums": out,
+            "slots_total": slots, "record": width,
         })  # fmt: skip
+        return out
 
-    def _gather(self, records: Tensor, moves: bool) -> None:
-        """Queue the sums over each Gaussian's pairs, and the derivatives of the projection."""
+    def _hits(self) -> tuple[Tensor, int]:
+        """Where the records of each pair end, one for each patch it reaches, and how many there are."""
+        f = self.frame
+        hits = torch.empty(f.pairs, dtype=torch.int64, device=f.device)
+        f.launch("count_hits", "gather.cu", "CountHitsArgs", blocks(f.pairs, 256), 256, {
+            "entries": f.entries, "written": f.written, "hits": hits, "pairs": f.pairs,
+        })  # fmt: skip
+        ends = hits.cumsum(0)
+        return ends, int(ends[-1])
+
+    def _gather(self, sums: Tensor, moves: bool) -> None:
+        """Queue the derivatives of the projection."""
         f, inputs, out, device = self.frame, self.inputs, self.out, self.frame.device
-        for name in ("means", "quats", "scales", "opacities"):
-            if self.wanted[name]:
-                out[name] = f.empty(f"the gradient of {name}", getattr(inputs, name).shape)
+        for name in ("means", "quats", "scales", "opacities", "colors"):
+            tensor = getattr(inputs, name)
+            if self.wanted[name] and tensor is not None:
+                out[name] = f.zeros(f"the gradient of {name}", tuple(tensor.shape))
         colors = inputs.colors
         kind = 0 if colors is None else 1 if inputs.sh_degree is None else 2
-        if self.wanted["colors"] and colors is not None:
-            out["colors"] = torch.zeros_like(colors)
         count, views = blocks(f.gaussians, 128), None
         if self.wanted["viewmats"]:
-            views = torch.empty(count, f.cameras, 12, dtype=torch.float64, device=device)
+            views = torch.zeros(f.cameras, count, 12, dtype=torch.float64, device=device)
         absolute = inputs.absgrad and moves
-        f.launch("gather_gradients", "gather.cu", "GatherArgs", count, 128, {
+        values = {
             "means": inputs.means, "quats": inputs.quats, "scales": inputs.scales, "opacities": inputs.opacities,
-            "colors": colors, "viewmats": inputs.viewmats, "Ks": inputs.Ks, "splats": f.splats, "counts": f.counts,
-            "starts": f.starts, "tile_keys": f.tile_keys, "records": records, "v_means": out.get("means"),
-            "v_quats": out.get("quats"), "v_scales": out.get("scales"), "v_opacities": out.get("opacities"),
-            "v_colors": out.get("colors"), "v_means2d": self.meta.means2d_grad if absolute else None,
-            "v_means2d_abs": self.meta.means2d_absgrad if absolute else None, "v_views": views, "n": f.gaussians,
+            "colors": colors, "viewmats": inputs.viewmats, "Ks": inputs.Ks, "keys": f.keys, "order": f.order,
+            "sums": sums, "v_means": out.get("means"), "v_quats": out.get("quats"), "v_scales": out.get("scales"),
+            "v_opacities": out.get("opacities"), "v_colors": out.get("colors"),
+            "v_means2d": self.meta.means2d_grad if absolute else None,
+            "v_means2d_abs": self.meta.means2d_absgrad if absolute else None, "v_views": None, "n": f.gaussians,
             "camera_colors": 3 * f.gaussians if kind == 1 and colors is not None and colors.ndim == 3 else 0,
-            "eps2d": inputs.settings.eps2d, "cameras": f.cameras, "width": f.width, "height": f.height,
-            "tiles": f.tiles, "tiles_x": f.tiles_x, "small_keys": int(f.tile_keys.dtype == torch.int16),
+            "eps2d": inputs.settings.eps2d, "camera": 0, "width": f.width, "height": f.height,
             "color_kind": kind if self.v_rgb is not None else 0, "sh_degree": inputs.sh_degree or 0,
             "sh_rows": colors.shape[1] if kind == 2 and colors is not None else 0,
-            "antialiased": int(inputs.settings.antialiased), "record": records.shape[1], "moves": int(moves),
-        })  # fmt: skip
+            "antialiased": int(inputs.settings.antialiased), "record": sums.shape[1], "moves": int(moves),
+        }  # fmt: skip
+        for camera in range(f.cameras):
+            values |= {"camera": camera, "v_views": None if views is None else views[camera]}
+            f.launch("gather_gradients", "gather.cu", "GatherArgs", count, 128, values)
         if views is not None:
             grad = torch.zeros_like(inputs.viewmats)
-            grad[:, :3] = views.sum(0).reshape(f.cameras, 3, 4)
+            grad[:, :3] = views.sum(1).reshape(f.cameras, 3, 4)
             out["viewmats"] = grad

@@ -100,7 +100,7 @@ def blend(
         only_if: [1] everything is left as it is while this is 0.
     """
     dim = 0 if out.features is None else out.features.shape[-1]
-    few = dim <= options.few(out.frame)
+    few = dim <= options.few()
     blend_pixels(inputs, out, 1, dim if few else 0, only_if)
     if few:
         return

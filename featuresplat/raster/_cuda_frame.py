@@ -58,7 +58,8 @@ class Frame:
     entries: Tensor  # [capacity, 12]
     slots: Tensor  # [capacity] int32
     written: Tensor  # [capacity] int32: pair of each place
-    tile_keys: Tensor  # [capacity] tile of each pair
+    keys: Tensor  # [C, N] int32: depth keys in their order, those not drawn last
+    order: Tensor  # [C, N] int64: ids in that order
     pairs: int
 
     @property
@@ -82,6 +83,9 @@ class Frame:
 
     def empty(self, what: str, shape, dtype: torch.dtype = torch.float32) -> Tensor:
         return empty(what, shape, dtype, self.device)
+
+    def zeros(self, what: str, shape) -> Tensor:
+        return empty(what, shape, torch.float32, self.device).zero_()
 
 
 def check_tensors(inputs: RasterInputs) -> None:
@@ -125,7 +129,7 @@ def make_frame(inputs: RasterInputs, meta: RasterMeta, excluded: Tensor | None) 
     none = torch.empty(0, **ints)
     frame = Frame(
         gpu, device, c, n, inputs.width, inputs.height, empty("splats", (total, SPLAT_FLOATS), torch.float32, device),
-        torch.empty(total, **ints), torch.empty(total, **longs), none, none, none, none, none, 0,
+        torch.empty(total, **ints), torch.empty(total, **longs), none, none, none, none, none, none, 0,
     )  # fmt: skip
     if total == 0:
         check_cameras(inputs)
@@ -151,6 +155,7 @@ def make_frame(inputs: RasterInputs, meta: RasterMeta, excluded: Tensor | None) 
     sorted_keys = torch.empty(c, n, **ints)
     for camera in range(c):
         torch.sort(keys[camera], stable=True, out=(sorted_keys[camera], order[camera]))
+    frame.keys, frame.order = sorted_keys, order
     spans = torch.empty(total, **longs)
     values = {
         "keys": sorted_keys, "order": order, "splats": frame.splats, "spans": spans, "counts": frame.counts,
@@ -219,7 +224,6 @@ def _list_tiles(frame: Frame, state: Any, wanted: int) -> None:
     frame.entries = frame.empty("the entries of tiles", (capacity, ENTRY_FLOATS))
     frame.slots = frame.empty("the entries of tiles", capacity, torch.int32)
     frame.written = frame.empty("the entries of tiles", capacity, torch.int32)
-    frame.tile_keys = tile_keys
     lists = {
         "tile_keys": sorted_keys, "order": order, "total": sums[values["slots_total"] - 1 :], "slots": slots,
         "splats": frame.splats, "offsets": frame.offsets, "entries": frame.entries, "entry_slots": frame.slots,

@@ -19,10 +19,9 @@ overrides: dict[str, int] = {}
 """For benchmarks: other shapes of the kernels than the ones chosen here."""
 
 
-def few(frame: Frame) -> int:
+def few() -> int:
     """Up to so many channels go pixel by pixel beside the colours."""
-    small = matrix_units(frame) and frame.gpu.shared_limit < 110_000  # the backward pass would not fit
-    return overrides.get("FEW", FEW // 2 if small else FEW)
+    return overrides.get("FEW", FEW)
 
 
 def matrix_units(frame: Frame) -> bool:
@@ -51,24 +50,24 @@ def lift_shared_bytes(tiles: int, batch: int) -> int:
     return patches * batch * (64 * tiles + 2 * 80) + batch * 36 + patches * 4 + patches * batch * 4
 
 
-def backward_batch(constants: dict[str, int], shared_limit: int) -> dict[str, int]:
-    """Entries at a time of backward.cu. The more, the fewer barriers, and the more splats share a product."""
-    wanted = 128 if constants["WIDE"] else 64 if constants["CHANNELS"] <= 4 else 32
-    batch = overrides.get("backward.BATCH", wanted)
-    while batch > 32 and backward_shared_bytes(constants | {"BATCH": batch}) > shared_limit:
-        batch //= 2
-    return {"BATCH": batch}
+def backward_shape(constants: dict[str, int], shared_limit: int) -> dict[str, int]:
+    """Splats at a time and warps of a block of backward.cu."""
+    wide = constants["WIDE"] and constants["MATRIX"]
+    group, warps = overrides.get("backward.GROUP", 32) if wide else 8, overrides.get("backward.WARPS", 4)
+    while backward_shared_bytes(constants | {"GROUP": group, "WARPS": warps}) > shared_limit:
+        warps //= 2
+    return {"GROUP": group, "WARPS": warps}
 
 
 def backward_shared_bytes(c: dict[str, int]) -> int:
-    """Size of ``Shared`` in backward.cu."""
-    batch, channels, patches = c["BATCH"], c["CHANNELS"], 8
-    record = 12 + -(-channels // 4) * 4
-    size = batch * 48 + 4 * batch * max(channels, 1) + 4 * patches * (batch * record + batch // 32 + batch)
+    """Size of ``WARPS`` times ``Warp`` in backward.cu."""
+    group, channels = c["GROUP"], c["CHANNELS"]
+    slots = 128 if group > 32 else 64
+    out = (10 + channels + 15) // 16 * 16 + 4
+    size = slots * (48 + 8 + 4 + 4 * c["ORDERED"]) + 4 * 8 * channels + 4 * 8 * out
     if c["MATRIX"]:
-        stride = -(-(4 + channels) // 8) * 8 + 4
-        size += 4 * patches * ((min(batch, 64) if c["WIDE"] else 16) * 40 + 16 * 40 + 32 * stride)
-    return -(-(size + 4) // 16) * 16
+        size += 4 * 8 * 40 * 2 + (4 * group * 36 if c["WIDE"] else 0)
+    return c["WARPS"] * (-(-size // 16) * 16)
 
 
 def checked_late(rows: Tensor, device: torch.device) -> bool:
@@ -100,8 +99,7 @@ def combinations(arch: int) -> list[tuple[str, dict[str, int]]]:
     plain = ("check.cu", "project.cu", "tiles.cu", "gather.cu", "queries.cu")
     found: list[tuple[str, dict[str, int]]] = [(f, {}) for f in plain]
     matrix, limit = int(arch >= 80), 1024 * SHARED_LIMITS.get(arch, 48)
-    most = FEW // 2 if matrix and limit < 110_000 else FEW
-    found += [("blend.cu", {"RGB": 1, "CHANNELS": c}) for c in (0, 3, most)]
+    found += [("blend.cu", {"RGB": 1, "CHANNELS": c}) for c in (0, 3, FEW)]
     if matrix:
         found += [("features.cu", {"QUADS": q, "HALF": h, "ALIGNED": 1}) for q in (1, 2, 4) for h in (0, 1)]
         found += [("features.cu", {"QUADS": 4, "HALF": h, "ALIGNED": 0}) for h in (0, 1)]
@@ -116,12 +114,13 @@ def combinations(arch: int) -> list[tuple[str, dict[str, int]]]:
                 found.append((file, lift | change | shape))
     backward = {
         "COLORS": 1, "CHANNELS": 0, "WIDE": 0, "GEOMETRY": 1, "FEATURES_MOVE": 0, "ABSOLUTE": 0, "MATRIX": matrix,
-        "ALIGNED": 1,
+        "ORDERED": 0, "ALIGNED": 1,
     }  # fmt: skip
     for change in (
-        {}, {"ABSOLUTE": 1}, {"WIDE": 1, "FEATURES_MOVE": 1}, {"CHANNELS": 3, "FEATURES_MOVE": 1},
-        {"CHANNELS": most, "FEATURES_MOVE": 1},
+        {}, {"ABSOLUTE": 1}, {"ORDERED": 1}, {"WIDE": 1, "FEATURES_MOVE": 1},
+        {"WIDE": 1, "FEATURES_MOVE": 1, "COLORS": 0}, {"CHANNELS": 3, "FEATURES_MOVE": 1},
+        {"CHANNELS": FEW, "FEATURES_MOVE": 1},
     ):  # fmt: skip
         constants = backward | change
-        found.append(("backward.cu", constants | backward_batch(constants, limit)))
+        found.append(("backward.cu", constants | backward_shape(constants, limit)))
     return found

@@ -149,7 +149,7 @@ def test_many_tiles_need_wide_keys(make_scene):
     with stand_in(ShimLauncher()):
         frame, state = _cuda_frame.make_frame(inputs, _cuda_forward.empty_meta(inputs), None)
         _cuda_frame.settle(frame, state)
-    assert frame.tile_keys.dtype == torch.int32
+    assert frame.all_tiles >= 2**15
     counts = frame.offsets.long().diff()
     assert int(counts.sum()) == frame.pairs > 30
     tile = int(counts.argmax())
