@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     with atomic_path(path) as temporary:
         try:
             save_file(ready, temporary, metadata=dict(metadata or {}))
+            _as_other_files(temporary)
         except SafetensorError as error:
             # The library tells the system's error only in words.
             full = any(
@@ -40,6 +42,13 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
             )
             cause = OSError(errno.ENOSPC if full else errno.EIO, str(error))
             raise write_error(path, cause) from error
+
+
+def _as_other_files(path: Path) -> None:
+    """The permissions of any new file; the library leaves the file to its owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
