@@ -225,3 +225,32 @@ def test_300_maps_of_512_channels_never_sit_in_memory(tmp_path, monkeypatch):
     assert len(teacher.asked) == 303
     # All of them would be 157 MB, as half floats 79 MB; allocators keep a few blocks.
     assert teacher.most - before < 20 * one_map
+
+
+def test_the_verb_fills_the_cache_and_says_what_differs(tmp_path, monkeypatch, capsys):
+    from tiny_training import write_scene
+
+    from featuresplat import teachers
+    from featuresplat.cli import main
+
+    write_scene(tmp_path / "scene", range(0, 40, 10))
+    made: list[FakeTeacher] = []
+
+    def make(name, config, device="cpu"):
+        made.append(FakeTeacher(settings={"model": config.model or "small"}))
+        return made[-1]
+
+    monkeypatch.setattr(teachers, "make_teacher", make)
+    ask = ["extract", str(tmp_path / "scene"), "--teacher", "fake", "--cache", str(tmp_path / "cache"), "--quiet"]
+    assert main(ask) == 0
+    assert "fake: 4 images, 6 channels" in capsys.readouterr().out
+    assert len(made[-1].asked) == 4
+    assert main([*ask, "--teacher.model", "large"]) == 0
+    assert "model: 'large' here, 'small' there" in capsys.readouterr().out
+    assert main(ask) == 0
+    assert made[-1].asked == []
+    assert main([*ask, "--channels", "2"]) == 0
+    assert len(list((tmp_path / "cache").rglob("basis.safetensors"))) == 1
+    assert main(["extract", str(tmp_path / "nowhere"), "--teacher", "fake"]) == 2
+    assert main(["extract"]) == 2
+    assert "expected a run folder" in capsys.readouterr().err
