@@ -55,10 +55,12 @@ class Session:
         self._ready = threading.Condition()
         self._playing: dict[str, threading.Event] = {}
         self._panels: list[Built] = []
+        self._reported = Pose.of(client.camera)
         self._preview: tuple[Scene, Scene] | None = None
         self.canvas = Canvas(self)
         self.pointer = Pointer(self)
         self._stop_listening = app.document.listen(lambda state: self.refresh())
+        client.camera.on_update(self._camera_moved)
         self._thread = threading.Thread(target=self._loop, name=f"session {client.client_id}", daemon=True)
         self.post("open", self._open)
         self._thread.start()
@@ -147,11 +149,8 @@ class Session:
     # Cameras
 
     def pose(self) -> Pose | None:
-        """Where this browser looks from; None before it has said so."""
-        try:
-            return Pose.of(self.client.camera)
-        except AssertionError:  # viser's way to say: not yet
-            return None
+        """Where this browser says it looks from (viser's own record runs ahead of it); None where that is nonsense."""
+        return self._reported
 
     def fly_to(self, camera: Cameras, fit: bool = True) -> None:
         """Look from where a camera stands, at what it looks at."""
@@ -249,10 +248,10 @@ class Session:
                     panel.opened(self)
             except Exception:
                 log.exception("the panel %s cannot be shown", panel.title)
-        self.client.camera.on_update(self._camera_moved)
         self.pointer.bind_commands()
 
     async def _camera_moved(self, camera: Any) -> None:
+        self._reported = Pose.of(camera) or self._reported
         self.canvas.changed(moving=True)
 
     def _refresh(self) -> None:

@@ -62,7 +62,7 @@ def test_a_box_selects_what_is_in_it(browser):
 
 def test_prompts_add_to_the_selection(browser):
     browser.session.document.select(ball(0))
-    browser.set("A prompt makes a", "Add to it")
+    browser.set("Prompts", "Add to it")
     use(browser, "Point")
     browser.click(0.5 + 0.3105, 0.5)
     until(lambda: int(browser.session.state.selected.sum()) > 200)

@@ -11,7 +11,7 @@ from featuresplat.prompts.selection import Selection
 from ..pointer import HOW
 
 TOOLS = {"off": "Off: the mouse moves the view", "point": "Point", "box": "Box", "brush": "Brush"}
-HOW_WORDS = dict(zip(HOW, ("New selection", "Add to it", "Take from it", "Keep what is in both"), strict=True))
+HOW_WORDS = dict(zip(HOW, ("Make a new selection", "Add to it", "Take from it", "Keep what is in both"), strict=True))
 ADVICE = {
     "off": "Choose a tool to select in the picture.",
     "point": "Click the object. More clicks make it better; Shift-click marks what is not part of it.",
@@ -34,7 +34,7 @@ def panel(app: Any) -> Panel:
                    when=lambda s: bool(s.pointer.points), hint="The next click begins anew"),
             Slider("Brush size", 0.005, 0.1, 0.005, lambda s: s.pointer.radius,
                    lambda s, v: setattr(s.pointer, "radius", v), when=lambda s: s.pointer.tool == "brush"),
-            Choice("A prompt makes a", tuple(HOW_WORDS.values()), lambda s: HOW_WORDS[s.pointer.how], _how),
+            Choice("Prompts", tuple(HOW_WORDS.values()), lambda s: HOW_WORDS[s.pointer.how], _how),
             Note(_count, strong=True),
             Buttons("Border", ("Grow", "Shrink"), _border, when=_selected),
             Buttons("All of it", ("Invert", "Clean up", "Clear"), _whole, when=_selected),
