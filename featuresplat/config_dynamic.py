@@ -38,13 +38,13 @@ class DynamicConfig:
     """Steps of fitting the nodes to the point tracks before the training."""
     moving: int = 8000
     """Most moving Gaussians at the start."""
-    nodes_lr: float = 6e-4
+    nodes_lr: float = 2e-4
     """Learning rate of the nodes' positions at the start, in scene extents; it falls to a twentieth."""
-    turns_lr: float = 2e-3
+    turns_lr: float = 5e-4
     """Learning rate of the nodes' turns at the start; it falls to a twentieth."""
-    rigidity: float = 0.5
+    rigidity: float = 10.0
     """Weight of as-rigid-as-possible."""
-    smoothness: float = 0.5
+    smoothness: float = 0.02
     """Weight of the accelerations."""
     mask: float = 0.05
     """Weight of the difference between the moving part's render and the motion masks."""

@@ -177,13 +177,11 @@ class Trainer:
         self.mode.before_step(step, self.optimizer)
         self._set_rates(step)
         level = self._level(step)
-        count = len(level.dataset.train)
-        views = self.mode.views(step, count) or self._batch(step, count)
         loss: Any = 0.0
         out = None
-        for index in views:
+        for index in self._batch(step, len(level.dataset.train)):
             out, view_loss = self._view_loss(level, index, step)
-            loss = loss + view_loss / len(views)
+            loss = loss + view_loss / config.optim.batch
         assert out is not None
         if self.exposure:
             loss = loss + config.exposure.regularise * self.exposure.drift()

@@ -119,10 +119,6 @@ class Mode:
         """Learning rates by group name at ``progress`` in 0..1; groups not named keep what they have."""
         return {}
 
-    def views(self, step: int, count: int) -> list[int] | None:
-        """Which of the ``count`` training images a step sees; None leaves it to the loop, each once per epoch."""
-        return None
-
     def before_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Called before each step, e.g. to enter a new stage."""
 

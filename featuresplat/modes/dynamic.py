@@ -24,14 +24,12 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from featuresplat import modes, raster
-from featuresplat.densify._edit import append
 from featuresplat.modes._motion import dualquat, losses, skinning
-from featuresplat.modes._motion.curriculum import Curriculum
 from featuresplat.modes._motion.nodes import Nodes, neighbours, sample_times
-from featuresplat.modes._motion.start import KEYFRAME_POINTS, Seeds, Start, follow, start_of, to_rest, weights_of
+from featuresplat.modes._motion.start import Start, start_of
 from featuresplat.modes._motion.trained import TrainedNodes
 from featuresplat.modes.static import Mode as StaticMode
-from featuresplat.points import gaussians_from_points, mean_neighbour_distance
+from featuresplat.points import gaussians_from_points
 from featuresplat.types import Gaussians, PointCloud, RenderOutput
 
 if TYPE_CHECKING:
@@ -41,10 +39,6 @@ REFRESH = 250
 """Steps between two choices of the nodes that each moving Gaussian follows."""
 GROW_NODES = (0.45, 0.7)
 """Shares of the steps at which nodes are added where the gradients are largest."""
-ALONE, ENTERED = 0.02, 0.25
-"""Shares of the steps for the rest frame alone, and until all frames have entered."""
-EAGER = 4.0
-"""How much faster nodes move while frames enter."""
 FIXED = ("follows", "weights")
 """Per-Gaussian parameters that are chosen, not learned; floats, so that densification copies them along."""
 SPLATTED = ("means", "quats", "log_scales", "logit_opacities", "sh0", "shN")
@@ -59,8 +53,7 @@ class Mode(StaticMode):
         start = _placeholder() if inputs.config.resume else start_of(inputs, _reporter())
         self.motion = TrainedNodes(start.nodes, self.device)
         self.extra_params = self.motion.params
-        self.masks, self.images, self.seeds = start.masks, start.images, start.seeds
-        self.guess: Nodes | None = start.nodes if start.images is not None else None
+        self.masks = start.masks
         self._now: Nodes | None = None
         self._make_gaussians(start)
 
@@ -70,7 +63,7 @@ class Mode(StaticMode):
         cloud = PointCloud(torch.cat([c.xyz for c in clouds]), torch.cat([c.rgb for c in clouds]))
         gaussians = gaussians_from_points(cloud, model.sh_degree, model.init_opacity, scale=model.init_scale)
         still = len(cloud) - len(start.moving)
-        ids, weights = _followed(start.nodes, cloud.xyz[still:], start.nodes.rest, count)
+        ids, weights = _padded(start.ids.float(), count), _padded(start.weights, count)
         params = gaussians.tensors() | {
             "follows": torch.cat([torch.full((still, count), -1.0), ids]),
             "weights": torch.cat([torch.zeros(still, count), weights]),
@@ -78,14 +71,6 @@ class Mode(StaticMode):
         self.gaussian_params = {
             k: Parameter(v.to(self.device), requires_grad=k not in FIXED) for k, v in params.items()
         }
-
-    @property
-    def curriculum(self) -> Curriculum | None:
-        """When frames enter; None without a film."""
-        if self.images is None:
-            return None
-        steps = self.config.steps
-        return Curriculum(self.motion.rest, len(self.motion.times), round(ALONE * steps), round(ENTERED * steps))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         o, d = self.config.optim, self.config.dynamic
@@ -105,67 +90,13 @@ class Mode(StaticMode):
         return [{"name": k, "params": [params[k]], "lr": rate} for k, rate in rates.items()]
 
     def rates(self, progress: float) -> dict[str, float]:
-        d = self.config.dynamic
-        entering = self.images is not None and progress < ENTERED
-        fall = EAGER if entering else 0.05 ** max(0.0, (progress - ENTERED) / (1 - ENTERED))
+        d, fall = self.config.dynamic, 0.05**progress
         return {
             "nodes.positions": d.nodes_lr * fall,
             "bodies.shifts": d.nodes_lr * fall,
             "nodes.quats": d.turns_lr * fall,
             "bodies.turns": d.turns_lr * fall,
         }
-
-    def views(self, step: int, count: int) -> list[int] | None:
-        plan = self.curriculum
-        frame = None if plan is None else plan.frame(step, self.config.seed)
-        if frame is None or self.images is None:
-            return None
-        return [int(self.images[frame])]
-
-    def before_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Let frames enter, and add what settled ones show beyond the model."""
-        plan = self.curriculum
-        if plan is None or self.guess is None or step > plan.until:
-            return
-        for t in plan.settled(step):
-            if t in self.seeds and t != plan.rest:
-                self._add_seen(t, step, optimizer)
-        for t in plan.entering(step):
-            self.motion.enter(t, t - 1 if t > plan.rest else t + 1, self.guess, optimizer)
-        if step == plan.until:
-            self.guess, self.seeds = None, {}
-            self.motion.forget_edges()
-
-    @torch.no_grad()
-    def _add_seen(self, t: int, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Gaussians for the pixels of what moves in frame t that none covers yet."""
-        p, nodes = self.gaussian_params, self.motion.now()
-        shows = (p["follows"][:, 0] >= 0) & (p["logit_opacities"] > -1)
-        here = self.at(float(self.motion.times[t])).means[shows]
-        viewmat = self.inputs.cameras.viewmats[self.images[t]].float() if self.images is not None else torch.eye(4)
-        cloud = self.seeds[t].place(nodes.map(lambda v: v.cpu()), t, viewmat, KEYFRAME_POINTS, here.cpu())
-        room = self.config.model.budget - len(p["means"])
-        cloud = PointCloud(cloud.xyz[: max(room, 0)], cloud.rgb[: max(room, 0)])
-        if len(cloud) < 4:
-            return
-        xyz = cloud.xyz.to(self.device)
-        ids, weights = _followed(nodes, xyz, t, self.config.dynamic.follow, self._entered(step))
-        rest = to_rest(nodes, xyz, t, ids.long().clamp_min(0), weights)
-        model = self.config.model
-        new = gaussians_from_points(PointCloud(rest, cloud.rgb.to(self.device)), model.sh_degree, model.init_opacity)
-        # Among those around, not only among the new: these lie along seams.
-        everywhere = torch.cat([p["means"][shows], rest]).double().cpu().numpy()
-        gap = torch.from_numpy(mean_neighbour_distance(everywhere)[-len(rest) :]).float().log().to(self.device)
-        rows = new.tensors() | {"log_scales": gap[:, None].repeat(1, 3), "follows": ids, "weights": weights}
-        append(p, optimizer, rows)
-
-    def _entered(self, step: int) -> Tensor | None:
-        """Frames to compare paths at: of those that have entered."""
-        plan = self.curriculum
-        if plan is None or step >= plan.until:
-            return None
-        first, last = plan.range(step)
-        return sample_times(last - first + 1, first=first)
 
     def at(self, time: float | None = None) -> Gaussians:
         p = self.gaussian_params
@@ -213,30 +144,22 @@ class Mode(StaticMode):
             terms["mask"] = d.mask * _mask_loss(out, self.masks[batch.view.index].to(self.device))
         if nodes is None or len(nodes) < 2 or nodes.positions.shape[1] < 2 or batch.view.time is None:
             return terms
-        step = batch.view.step
-        first, last = self._bounds(step)
-        if first == last:
-            return terms
-        frames, others = self._pairs(batch.view.time, step, first, last)
+        frames, others = self._pairs(batch.view.time, batch.view.step)
         size = self.motion.log_radii.detach().exp().median()
         ids, weights = self.motion.edges()
         terms["arap"] = d.rigidity * losses.arap(nodes, ids, weights, frames, others) / size**2
         terms["turns"] = d.rigidity * losses.turn_smoothness(nodes, ids, weights, frames, others)
-        inside = replace(nodes, positions=nodes.positions[:, first : last + 1], quats=nodes.quats[:, first : last + 1])
-        place, turn = losses.acceleration(inside)
+        place, turn = losses.acceleration(nodes)
         terms["acceleration"] = d.smoothness * (place / size**2 + turn)
         return terms
 
-    def _bounds(self, step: int) -> tuple[int, int]:
-        plan = self.curriculum
-        return (0, len(self.motion.times) - 1) if plan is None or step >= plan.until else plan.range(step)
-
-    def _pairs(self, time: float, step: int, first: int, last: int) -> tuple[Tensor, Tensor]:
+    def _pairs(self, time: float, step: int) -> tuple[Tensor, Tensor]:
         """The view's frame and others that it is held to: its neighbours, the rest frame and three at random."""
+        count = len(self.motion.times)
         now = int((self.motion.times - time).abs().argmin())
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-        drawn = (first + torch.randint(last - first + 1, (3,), generator=generator)).tolist()
-        others = sorted({max(now - 1, first), min(now + 1, last), self.motion.rest, *drawn} - {now})
+        drawn = torch.randint(count, (3,), generator=generator).tolist()
+        others = sorted({max(now - 1, 0), min(now + 1, count - 1), self.motion.rest, *drawn} - {now})
         return torch.full((len(others),), now), torch.tensor(others)
 
     @torch.no_grad()
@@ -252,18 +175,17 @@ class Mode(StaticMode):
         if step in [round(share * self.config.steps) for share in GROW_NODES]:
             self.grow_nodes(optimizer)
         if (step + 1) % REFRESH == 0:
-            self.refresh(step)
+            self.refresh()
 
     @torch.no_grad()
-    def refresh(self, step: int) -> None:
+    def refresh(self) -> None:
         """Let every moving Gaussian follow the nodes whose paths are nearest to its own."""
         p, nodes = self.gaussian_params, self.motion.now()
         moving = (p["follows"][:, 0] >= 0).nonzero()[:, 0]
         self.motion.forget_edges()
         if not len(moving):
             return
-        some = self._entered(step)
-        some = sample_times(len(self.motion.times)) if some is None else some
+        some = sample_times(len(self.motion.times))
         motions, means = nodes.frames(), p["means"].detach()[moving]
         ids, weights = p["follows"][moving].long(), p["weights"][moving]
         there = torch.stack(
@@ -304,28 +226,12 @@ class Mode(StaticMode):
         out = self.motion.buffers()
         if self.masks is not None:
             out["masks"] = self.masks.to(torch.uint8)
-        if self.images is not None:
-            out["images"] = self.images
-        if self.guess is not None:
-            out |= {"guess.positions": self.guess.positions, "guess.quats": self.guess.quats}
-            out["guess.log_radii"] = self.guess.log_radii
-            for t, seeds in self.seeds.items():
-                out[f"seeds.{t}"] = torch.cat([seeds.rays, seeds.depth[:, None], seeds.colors], 1)
-                out[f"pixel.{t}"] = torch.tensor([seeds.pixel], dtype=torch.float64)
         return out
 
     def load_buffers(self, buffers: dict[str, Tensor]) -> None:
         self.motion.load_buffers(buffers, self.device)
         self.motion.params = self.extra_params
         self.masks = buffers["masks"].bool() if "masks" in buffers else None
-        self.images = buffers.get("images")
-        self.guess, self.seeds = None, {}
-        if "guess.positions" in buffers:
-            named = (buffers[f"guess.{k}"] for k in ("positions", "quats", "log_radii"))
-            self.guess = Nodes(self.motion.times, *named, rest=self.motion.rest)
-        for name in (n for n in buffers if n.startswith("seeds.")):
-            t, rows = int(name[6:]), buffers[name]
-            self.seeds[t] = Seeds(rows[:, :2], rows[:, 2], rows[:, 3:], float(buffers[f"pixel.{t}"]))
         for name in FIXED:
             self.gaussian_params[name].requires_grad_(False)
 
@@ -414,14 +320,6 @@ def _mask_loss(out: RenderOutput, mask: Tensor) -> Tensor:
     return (torch.where(sure, 1 - got, 0) + torch.where(near < 0.01, got, 0)).mean()
 
 
-def _followed(nodes: Nodes, points: Tensor, t: int, count: int, some: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Nodes [N, K], as floats, and weights [N, K] for points [N, 3] of frame t."""
-    if not len(points):
-        return points.new_zeros(0, count), points.new_zeros(0, count)
-    ids = follow(nodes, points, t, count, some)
-    return _padded(ids.float(), count), _padded(weights_of(nodes, points, t, ids), count)
-
-
 def _padded(rows: Tensor, count: int) -> Tensor:
     """[N, count] with zeros for nodes that there are not."""
     return torch.nn.functional.pad(rows, (0, count - rows.shape[1]))
@@ -431,7 +329,8 @@ def _placeholder() -> Start:
     """Something of the right kinds: a resumed run's checkpoint replaces it all."""
     xyz = torch.eye(3)
     nodes = Nodes(torch.tensor([0.0, 1.0]), xyz[:, None].repeat(1, 2, 1), torch.ones(3, 2, 4), torch.zeros(3))
-    return Start(None, PointCloud(xyz, torch.full((3, 3), 0.5)), nodes, None)
+    ids = torch.zeros(3, 1, dtype=torch.long)
+    return Start(None, PointCloud(xyz, torch.full((3, 3), 0.5)), nodes, None, ids, torch.ones(3, 1))
 
 
 def _reporter():

@@ -174,6 +174,15 @@ def warp(image: np.ndarray, flow: np.ndarray, outside: float = 0.0) -> np.ndarra
     )
 
 
+def structure(image: np.ndarray) -> np.ndarray:
+    """[H, W, 2, 2] mean of the outer products of the grey gradient over a patch of about 7 pixels."""
+    cv2 = opencv()
+    gray = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 0.8)
+    gx, gy = (cv2.Sobel(gray, cv2.CV_32F, dx, 1 - dx, scale=0.125) for dx in (1, 0))
+    xx, xy, yy = (cv2.GaussianBlur(v, (0, 0), 1.7) for v in (gx * gx, gx * gy, gy * gy))
+    return np.stack([np.stack([xx, xy], -1), np.stack([xy, yy], -1)], -1)
+
+
 def consistent(there: np.ndarray, back: np.ndarray) -> np.ndarray:
     """Bool [H, W]: where the flow leads to a pixel inside, and that one's flow leads back."""
     height, width = there.shape[:2]
@@ -212,7 +221,7 @@ def _flow_files(film: Film, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     def load(stem: str) -> np.ndarray:
         path = folder / f"{stem}.npy"
         try:
-            flow = np.load(path, allow_pickle=False).astype(np.float32)
+            flow = np.asarray(np.load(path, allow_pickle=False), np.float32)
         except (OSError, ValueError, EOFError) as error:
             raise FeaturesplatError(
                 f"{path}: is missing or no flow ({error}).", "Write NAME.npy and NAME_back.npy, [H, W, 2] in pixels."
@@ -223,7 +232,7 @@ def _flow_files(film: Film, folder: Path) -> tuple[np.ndarray, np.ndarray]:
                 f"{path}: expected flow [h, w, 2] of the frames' proportions, got {list(flow.shape)}.",
                 "Write the flow at the size of the frames, or all of it smaller by one factor.",
             )
-        scale = np.float32([width / flow.shape[1], height / flow.shape[0]])
+        scale = np.array([width / flow.shape[1], height / flow.shape[0]], np.float32)
         return opencv().resize(np.nan_to_num(flow), (width, height)) * scale
 
     stems = [Path(n).with_suffix("").as_posix() for n in film.names]

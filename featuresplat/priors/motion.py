@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from featuresplat.errors import FeaturesplatError
-from featuresplat.priors.film import Film, opencv, warp
+from featuresplat.priors.film import Film, opencv, structure, warp
 
 STEPS = (3, 8, 16)
 """Frames apart at which a pixel is compared with the epipolar geometry: slow motion shows over long steps."""
@@ -53,7 +53,7 @@ def epipolar_evidence(film: Film) -> np.ndarray:
     out = np.zeros((count, height, width), np.float32)
     for t in range(count):
         film.progress("what moves", t, count)
-        texture = _structure(film.images[t])
+        texture = structure(film.images[t])
         # What a moving thing is about to cover, or has just uncovered, seems to move in one direction of time only.
         out[t] = np.minimum(*(_one_way(film, t, sign, texture) for sign in (1, -1)))
     return out
@@ -108,15 +108,6 @@ def epipolar_error(
     gap = gap - np.clip(share, 0, 1)[..., None] * along
     worse = np.sqrt(np.maximum(np.einsum("hwi,hwij,hwj->hw", gap, texture, gap), 0))
     return np.linalg.norm(gap, axis=-1), worse
-
-
-def _structure(image: np.ndarray) -> np.ndarray:
-    """[H, W, 2, 2] mean of the outer products of the grey gradient over a patch of about 7 pixels."""
-    cv2 = opencv()
-    gray = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 0.8)
-    gx, gy = (cv2.Sobel(gray, cv2.CV_32F, dx, 1 - dx, scale=0.125) for dx in (1, 0))
-    xx, xy, yy = (cv2.GaussianBlur(v, (0, 0), 1.7) for v in (gx * gx, gx * gy, gy * gy))
-    return np.stack([np.stack([xx, xy], -1), np.stack([xy, yy], -1)], -1)
 
 
 def _nearest_depth(film: Film) -> float:

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from featuresplat.errors import FeaturesplatError
-from featuresplat.priors.film import Film, sample
+from featuresplat.priors.film import Film, opencv, sample, structure
 
 EVERY = 4
 """Frames between two sowings of new tracks."""
+CORNER = 20.0
+"""Cornerness, grey values squared, of a track that is trusted by a quarter."""
 SHORTEST = 4
 """Tracks seen in fewer frames say little about motion."""
 
@@ -25,11 +27,13 @@ class Tracks:
         uv: [P, T, 2] pixels of the film's reduced frames, centres at +0.5; NaN where not visible.
         visible: bool [P, T].
         depth: [P, T] z-depth in scene units, 0 = unknown.
+        trust: [P] in 0..1: how well the place is held; flow slides over what has no texture.
     """
 
     uv: np.ndarray
     visible: np.ndarray
     depth: np.ndarray
+    trust: np.ndarray
 
     def __len__(self) -> int:
         return len(self.uv)
@@ -38,9 +42,10 @@ class Tracks:
 def track(film: Film, masks: np.ndarray, spacing: int = 4, most: int = 2500) -> Tracks:
     """Points inside of ``masks`` [T, H, W] followed along consistent flow, both ways from where they were sown.
 
-    New ones are sown every few frames where none is near.
+    New ones are sown every few frames where none is near, at the best corner around.
     """
     count, (width, height) = len(film), film.size
+    corners = [cornerness(image) for image in film.images]
     uv = np.zeros((0, count, 2), np.float32)
     visible = np.zeros((0, count), bool)
     for t in sorted(range(0, count, EVERY), key=lambda t: abs(t - count // 2)):
@@ -48,7 +53,7 @@ def track(film: Film, masks: np.ndarray, spacing: int = 4, most: int = 2500) -> 
         here = uv[visible[:, t], t]
         taken[(here[:, 1] // spacing).astype(int), (here[:, 0] // spacing).astype(int)] = True
         rows, cols = np.nonzero(~taken[: height // spacing, : width // spacing])
-        seeds = np.stack([cols, rows], 1).astype(np.float32) * spacing + spacing / 2
+        seeds = _best_corners(corners[t], rows, cols, spacing)
         seeds = seeds[masks[t][seeds[:, 1].astype(int), seeds[:, 0].astype(int)]]
         new_uv = np.full((len(seeds), count, 2), np.nan, np.float32)
         new_visible = np.zeros((len(seeds), count), bool)
@@ -61,7 +66,38 @@ def track(film: Film, masks: np.ndarray, spacing: int = 4, most: int = 2500) -> 
     if len(uv) > most:
         keep = np.sort(np.random.default_rng(0).permutation(len(uv))[:most])
         uv, visible = uv[keep], visible[keep]
-    return Tracks(uv, visible, _depth_at(film, uv, visible))
+    return Tracks(uv, visible, _depth_at(film, uv, visible), _trust(corners, masks, uv, visible))
+
+
+def cornerness(image: np.ndarray) -> np.ndarray:
+    """[H, W] the smaller eigenvalue of the structure tensor, grey values squared (Shi and Tomasi 1994)."""
+    tensor = structure(image)
+    half = 0.5 * (tensor[..., 0, 0] + tensor[..., 1, 1])
+    root = np.sqrt(0.25 * (tensor[..., 0, 0] - tensor[..., 1, 1]) ** 2 + tensor[..., 0, 1] ** 2)
+    return np.maximum(half - root, 0)
+
+
+def _best_corners(corners: np.ndarray, rows: np.ndarray, cols: np.ndarray, spacing: int) -> np.ndarray:
+    """[Q, 2] pixel centres (column, row) of the strongest corner in each cell (row, col) of the grid."""
+    inside = np.arange(spacing)
+    r = rows[:, None] * spacing + np.repeat(inside, spacing)
+    c = cols[:, None] * spacing + np.tile(inside, spacing)
+    best = corners[r, c].argmax(1)
+    pick = np.arange(len(rows))
+    return np.stack([c[pick, best], r[pick, best]], 1).astype(np.float32) + 0.5
+
+
+def _trust(corners: list[np.ndarray], masks: np.ndarray, uv: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """[P] how strong a corner each track follows on average; little at outlines, which are none of the surface's."""
+    cv2 = opencv()
+    total = np.zeros(len(uv))
+    for t, corner in enumerate(corners):
+        inner = cv2.erode(masks[t].astype(np.uint8), np.ones((5, 5), np.uint8))
+        rows = np.nonzero(visible[:, t])[0]
+        at = uv[rows, t].astype(int)
+        strength = corner[at[:, 1], at[:, 0]]
+        total[rows] += (strength / (strength + CORNER)) ** 2 * np.where(inner[at[:, 1], at[:, 0]], 1, 0.2)
+    return (total / np.maximum(visible.sum(1), 1)).clip(1e-3, 1).astype(np.float32)
 
 
 def _follow(film: Film, masks: np.ndarray, uv: np.ndarray, visible: np.ndarray, start: int, sign: int) -> None:
@@ -146,7 +182,8 @@ def read_tracks(path: Path, film: Film) -> Tracks:
         raise FeaturesplatError(f"{path}: holds no point that is seen in two frames.", "Leave --priors.tracks out.")
     uv = np.where(visible[..., None], uv, np.nan).astype(np.float32)[keep]
     visible = visible[keep]
-    return Tracks(uv, visible, _depth_at(film, uv, visible) if depth is None else np.where(visible, depth[keep], 0))
+    depth = _depth_at(film, uv, visible) if depth is None else np.where(visible, depth[keep], 0)
+    return Tracks(uv, visible, depth, np.ones(len(uv), np.float32))
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from featuresplat.geometry import rotmat_to_quat
 from featuresplat.modes._motion import dualquat, losses
 from featuresplat.modes._motion.nodes import Nodes, neighbours, sample_times
+from featuresplat.modes._motion.trained import TrainedNodes
 
 NEAR = 16
 """Neighbours that a track's unseen times are completed from."""
@@ -23,6 +24,8 @@ FOLLOW = 4
 """Nodes that a track follows."""
 EDGES = 8
 """Neighbours of a node in the rigidity terms."""
+STIFF = 0.08
+"""Share of a body's radius by which its trusted tracks may leave one rigid motion."""
 FRAMES = 24
 """Frames looked at in one step of the refinement."""
 
@@ -36,6 +39,7 @@ class Paths:
         seen: bool [P, T].
         depth: [P, T] z in that camera, 0 = unknown.
         viewmats: [T, 4, 4] world-to-camera.
+        trust: [P] weights in 0..1; None trusts all alike.
         guess: [P] z at the first frame in which the point is seen, for points without any depth.
     """
 
@@ -43,7 +47,13 @@ class Paths:
     seen: Tensor
     depth: Tensor
     viewmats: Tensor
+    trust: Tensor | None = None
     guess: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """[P]"""
+        return torch.ones(len(self.rays)) if self.trust is None else self.trust
 
     @property
     def has_depth(self) -> bool:
@@ -79,13 +89,16 @@ def fit_motion(
     points, known = start
     if len(points) < 4:
         return None
-    full = complete(points, known)
+    full = complete(points, known, paths.weight)
     if not paths.has_depth:
         full = _settle_depths(paths, full)
-    seen_by = known.float().mean(1)
-    chosen = spread(full, seen_by, most_nodes)
-    rest = int(known.sum(0).argmax())
-    nodes = _nodes(full, chosen, times, rest)
+    merit, rest = known.float().mean(1), int(known.sum(0).argmax())
+    chosen = spread(full, merit, most_nodes)
+    nodes = _nodes(full, chosen, times, rest, paths.weight)
+    full, rigid = stiffen(nodes, full, known, paths.weight)
+    if bool(rigid.any()):
+        chosen = spread(full, merit, most_nodes)
+        nodes = _nodes(full, chosen, times, rest, paths.weight)
     return refine(nodes, paths, full, known, steps=steps, rigidity=rigidity, seed=seed)
 
 
@@ -95,6 +108,7 @@ def _placed(paths: Paths) -> tuple[Tensor, Tensor] | None:
         known = paths.seen & (paths.depth > 0)
         good = known.sum(1) >= 2
         paths.rays, paths.seen, paths.depth = paths.rays[good], paths.seen[good], paths.depth[good]
+        paths.trust = None if paths.trust is None else paths.trust[good]
         known = known[good]
         return paths.world(torch.where(known, paths.depth, torch.ones_like(paths.depth))), known
     if paths.guess is None:
@@ -139,12 +153,13 @@ def affinity(points: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     return ids, torch.where(finite, closeness, torch.zeros_like(value))
 
 
-def complete(points: Tensor, known: Tensor) -> Tensor:
+def complete(points: Tensor, known: Tensor, trust: Tensor | None = None) -> Tensor:
     """[P, T, 3] with the unknown times filled: carried from frame to frame by the rigid motion of the neighbours.
 
     Between two known times the ways from both ends are blended; without any neighbour a point stays where it was.
     """
     ids, weights = affinity(points, known)
+    weights = weights if trust is None else weights * trust[ids]
     forward, backward = _carried(points, known, ids, weights, 1), _carried(points, known, ids, weights, -1)
     (ahead, since), (behind, until) = forward, backward
     share = torch.where(since.isinf(), 1.0, torch.where(until.isinf(), 0.0, since / (since + until).clamp_min(1)))
@@ -171,10 +186,60 @@ def _carried(points: Tensor, known: Tensor, ids: Tensor, weights: Tensor, sign: 
         w = weights[lost] * torch.where(usable, 1.0, 0.0)
         R, t = dualquat.kabsch(out[near, before], points[near, now].nan_to_num(), w)
         moved = (R @ out[lost, before, :, None])[..., 0] + t
-        alone = w.sum(1) < 0.02
+        alone = w.sum(1) < 1e-3
         out[lost, now] = torch.where(alone[:, None], out[lost, before], moved)
         since[lost, now] = since[lost, before] + 1
     return out, since
+
+
+def stiffen(nodes: Nodes, full: Tensor, known: Tensor, trust: Tensor) -> tuple[Tensor, Tensor]:
+    """Paths of bodies that hardly bend, replaced by the rigid motion that their trusted tracks agree on.
+
+    Flow slides over a body without texture; the few corners on it know how it turns.
+
+    Returns:
+        Paths [P, T, 3], and which of them belong to such a body, bool [P].
+    """
+    some = sample_times(full.shape[1])
+    bodies = losses.bodies_of(*losses.edges_of(nodes, EDGES))
+    owner = bodies[neighbours(nodes.positions[:, some], full[:, some], 1)[:, 0]]
+    out, rigid = full.clone(), torch.zeros(len(full), dtype=torch.bool)
+    for body in owner.unique().tolist():
+        rows = (owner == body).nonzero()[:, 0]
+        if len(rows) < 6:
+            continue
+        moved = _as_one(full[rows], known[rows], trust[rows], nodes.rest)
+        size = (full[rows, nodes.rest] - full[rows, nodes.rest].mean(0)).norm(dim=1).median().clamp_min(1e-9)
+        off = torch.where(known[rows], (moved - full[rows]).norm(dim=-1), 0).sum(1) / known[rows].sum(1).clamp_min(1)
+        if float(_weighted_median(off, trust[rows])) < STIFF * float(size):
+            out[rows], rigid[rows] = moved, True
+    return out, rigid
+
+
+def _as_one(points: Tensor, known: Tensor, trust: Tensor, rest: int) -> Tensor:
+    """Paths [Q, T, 3] that go from where each point is best known, by one rigid motion from frame to frame."""
+    count = points.shape[1]
+    turns, shifts = torch.eye(3).repeat(count, 1, 1), torch.zeros(count, 3)
+    for t in range(count - 1):
+        w = trust * torch.where(known[:, t] & known[:, t + 1], 1.0, 1e-4)
+        for _ in range(6):
+            R, s = dualquat.kabsch(points[:, t], points[:, t + 1], w)
+            off = (points[:, t] @ R.T + s - points[:, t + 1]).norm(dim=1)
+            spread_ = _weighted_median(off, w).clamp_min(1e-9)
+            w = trust * torch.where(known[:, t] & known[:, t + 1], 1.0, 1e-4) / (1 + (off / (2 * spread_)) ** 2)
+        turns[t + 1], shifts[t + 1] = R @ turns[t], R @ shifts[t] + s
+    # Anchored in the frame in the middle of those in which it is known.
+    order = torch.where(known, torch.arange(count).float(), torch.nan)
+    anchor = torch.nanmedian(order, dim=1).values.nan_to_num(rest).long()
+    rows = torch.arange(len(points))
+    home = torch.einsum("qji,qj->qi", turns[anchor], points[rows, anchor] - shifts[anchor])
+    return torch.einsum("tij,qj->qti", turns, home) + shifts
+
+
+def _weighted_median(values: Tensor, weights: Tensor) -> Tensor:
+    order = values.argsort()
+    total = weights[order].cumsum(0)
+    return values[order][int(torch.searchsorted(total, 0.5 * total[-1]).clamp_max(len(values) - 1))]
 
 
 def spread(paths: Tensor, merit: Tensor, most: int) -> Tensor:
@@ -195,7 +260,7 @@ def spread(paths: Tensor, merit: Tensor, most: int) -> Tensor:
     return torch.tensor(chosen)
 
 
-def _nodes(paths: Tensor, chosen: Tensor, times: Tensor, rest: int) -> Nodes:
+def _nodes(paths: Tensor, chosen: Tensor, times: Tensor, rest: int, trust: Tensor) -> Nodes:
     """Nodes at the chosen paths, turned as their surroundings turn."""
     centres = paths[chosen]
     quats = torch.zeros(len(chosen), paths.shape[1], 4)
@@ -205,7 +270,7 @@ def _nodes(paths: Tensor, chosen: Tensor, times: Tensor, rest: int) -> Nodes:
     near = neighbours(paths[:, some], centres[:, some], min(NEAR, len(paths)))  # [M, J] among all paths
     lengths = (paths[near][:, :, some] - centres[:, None, some]).norm(dim=-1)
     reach = lengths.mean(-1)[:, -1:].clamp_min(1e-9)
-    weights = torch.exp(-0.5 * (lengths.std(-1, correction=0) / (0.2 * reach)) ** 2)
+    weights = torch.exp(-0.5 * (lengths.std(-1, correction=0) / (0.2 * reach)) ** 2) * trust[near]
     source = paths[near, rest][:, None].expand(-1, paths.shape[1], -1, -1)
     target = paths[near].transpose(1, 2)
     R, _ = dualquat.kabsch(source, target, weights[:, None].expand(-1, paths.shape[1], -1))
@@ -241,39 +306,42 @@ def refine(
     to every time; without depth the anchor moves along its ray, too.
     """
     generator = torch.Generator().manual_seed(seed)
+    count = full.shape[1]
     size = nodes.log_radii.exp().median().clamp_min(1e-9)
-    positions, quats = nodes.positions.clone().requires_grad_(), nodes.quats.clone().requires_grad_()
+    trained = TrainedNodes(nodes, torch.device("cpu"))
+    p = trained.params
     anchor = (known.float() * known.float().sum(0)).argmax(1)
     rows = torch.arange(len(full))
-    some = sample_times(full.shape[1])
-    ids = neighbours(nodes.positions[:, some], full[:, some], FOLLOW)
-    depth = (full[rows, anchor] @ paths.viewmats[0, :3, :3].T).new_zeros(len(full)).requires_grad_()
+    ids = neighbours(nodes.positions[:, sample_times(count)], full[:, sample_times(count)], FOLLOW)
+    depth = torch.zeros(len(full), requires_grad=not paths.has_depth)
     rate = 0.02 * float(size)
-    groups = [{"params": [positions], "lr": rate}, {"params": [quats], "lr": 0.01}]
-    if not paths.has_depth:
-        groups.append({"params": [depth], "lr": 0.01})
-    adam = torch.optim.Adam(groups, betas=(0.9, 0.95))
-    place = paths.local(full, torch.arange(full.shape[1]))[rows, anchor]  # [P, 3] in the anchor's camera
+    rates = [(p["nodes.positions"], rate), (p["nodes.quats"], 0.01), (p["bodies.shifts"], rate)]
+    rates += [(p["bodies.turns"], 0.01), (depth, 0.01)]
+    rates = [(q, r) for q, r in rates if q.requires_grad]
+    adam = torch.optim.Adam([{"params": [q], "lr": r} for q, r in rates], betas=(0.9, 0.95))
+    place = paths.local(full, torch.arange(count))[rows, anchor]  # [P, 3] in the anchor's camera
     R, shift = paths.viewmats[anchor, :3, :3], paths.viewmats[anchor, :3, 3]
     edges = losses.edges_of(nodes, EDGES)
     for step in range(steps):
-        for group, first in zip(adam.param_groups, (rate, 0.01, 0.01), strict=False):
+        for group, (_, first) in zip(adam.param_groups, rates, strict=True):
             group["lr"] = first * (1 - 0.9 * step / steps)
-        now = Nodes(nodes.times, positions, quats, nodes.log_radii, nodes.rest)
+        now = trained.now()
         start = (R.transpose(1, 2) @ (place * depth.exp()[:, None] - shift)[..., None])[..., 0]
-        frames = torch.randperm(full.shape[1], generator=generator)[:FRAMES].sort().values
+        frames = torch.randperm(count, generator=generator)[:FRAMES].sort().values
         error = _track_error(now, paths, known, start, anchor, ids, frames)
-        gap = torch.randint(1, max(2, min(6, full.shape[1])), (len(frames),), generator=generator)
-        others = (frames + gap) % full.shape[1]
+        gap = torch.randint(1, max(2, min(6, count)), (len(frames),), generator=generator)
+        others = (frames + gap) % count
         place_jerk, turn_jerk = losses.acceleration(now)
         loss = error / size
         loss = loss + rigidity * 4 * (losses.arap(now, *edges, frames, others) / size**2)
         loss = loss + rigidity * 2 * losses.turn_smoothness(now, *edges, frames, others)
-        loss = loss + 4 * place_jerk / size**2 + 10 * turn_jerk
+        loss = loss + 0.2 * place_jerk / size**2 + 0.2 * turn_jerk
         adam.zero_grad()
         loss.backward()
         adam.step()
-    out = Nodes(nodes.times, positions.detach(), normalize(quats.detach(), dim=-1), nodes.log_radii, nodes.rest)
+    with torch.no_grad():
+        out = trained.now()
+    out.quats = normalize(out.quats, dim=-1)
     out.log_radii = node_radii(out)
     return out
 
@@ -297,7 +365,8 @@ def _track_error(nodes: Nodes, paths: Paths, known: Tensor, start: Tensor, ancho
     across = torch.where(seen[..., None], across, torch.zeros_like(across))
     square = across.square().sum(-1) + torch.where(seen, deep, torch.zeros_like(deep)).square()
     soft = 0.1 * size
-    return (((square + soft**2).sqrt() - soft) * seen).sum() / seen.sum().clamp_min(1)
+    weight = seen * paths.weight[:, None]
+    return (((square + soft**2).sqrt() - soft) * weight).sum() / weight.sum().clamp_min(1e-9)
 
 
 def _settle_depths(paths: Paths, full: Tensor) -> Tensor:

@@ -106,9 +106,9 @@ def rbf_weights(points: Tensor, centres: Tensor, log_radii: Tensor, ids: Tensor)
     return torch.softmax(-0.5 * d2 * (-2 * log_radii)[ids].exp(), dim=1)
 
 
-def sample_times(count: int, most: int = 8, first: int = 0) -> Tensor:
-    """Up to ``most`` of ``count`` frames from ``first`` on, evenly spread, both ends included."""
-    return torch.linspace(first, first + count - 1, min(most, count)).round().long().unique()
+def sample_times(count: int, most: int = 8) -> Tensor:
+    """Up to ``most`` of ``count`` frames, evenly spread, both ends included."""
+    return torch.linspace(0, count - 1, min(most, count)).round().long().unique()
 
 
 def _unit(q: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from featuresplat import modes, priors
 from featuresplat.modes._motion import dualquat
-from featuresplat.modes._motion.fit import Paths, fit_motion
+from featuresplat.modes._motion.fit import Paths, fit_motion, node_radii, spread
 from featuresplat.modes._motion.nodes import Nodes, neighbours, sample_times
+from featuresplat.modes.static import start_points
 from featuresplat.priors.film import Progress, opencv, silent
 from featuresplat.types import PointCloud
 
@@ -22,6 +23,8 @@ SEEDS, KEYFRAME_POINTS = 8000, 4000
 """Pixels of what moves kept of each of them, and points made of them at most."""
 TRACKS = 900
 """Tracks that nodes are fitted to; more cost time and tell little new."""
+FEWEST = 16
+"""Moving points below which there is no telling how anything moves."""
 COVERED = 3
 """Pixels around a point that already stands for a surface."""
 
@@ -35,16 +38,15 @@ class Start:
         moving: points that move, in the nodes' rest frame.
         nodes: how they move; without any, everything may move by nodes that have yet to learn how.
         masks: bool [M, H, W] by training image, at the film's reduced size; or None.
-        images: [T] training image of each frame of the nodes; None where there is no film.
-        seeds: pixels of what moves, by frame; those of the rest frame are ``moving`` already.
+        ids, weights: [Q, K] nodes that the moving points follow, and how much.
     """
 
     still: PointCloud | None
     moving: PointCloud
     nodes: Nodes
     masks: Tensor | None
-    images: Tensor | None = None
-    seeds: dict[int, Seeds] = field(default_factory=dict)
+    ids: Tensor
+    weights: Tensor
 
 
 def start_of(inputs: modes.ModeInputs, progress: Progress = silent) -> Start:
@@ -66,11 +68,13 @@ def start_of(inputs: modes.ModeInputs, progress: Progress = silent) -> Start:
     nodes = fit_motion(paths, times, config.dynamic.nodes, steps=config.dynamic.fit_steps, seed=config.seed)
     if nodes is None:
         return _without_film(inputs, film)
-    order = torch.tensor(film.indices)
-    seeds = _seeds(inputs, film, masks, nodes.rest)
-    moving = seeds[nodes.rest].place(nodes, nodes.rest, _viewmats(inputs, film)[nodes.rest], KEYFRAME_POINTS)
+    progress("surfaces", 0, 1)
+    moving, ids, weights = _moving_points(inputs, film, masks, nodes)
+    if len(moving) < FEWEST:
+        return _without_film(inputs, film)
     still = _still_points(inputs, film, masks)
-    return Start(still, moving, nodes, torch.from_numpy(masks)[order.argsort()], order, seeds)
+    order = torch.tensor(film.indices).argsort()
+    return Start(still, moving, nodes, torch.from_numpy(masks)[order], ids, weights)
 
 
 def one_camera(film: priors.Film) -> bool:
@@ -84,11 +88,11 @@ def _tracks(inputs: modes.ModeInputs, film: priors.Film, masks: np.ndarray) -> p
     if len(tracks) > TRACKS:
         # The long ones first, but not all of them: what shows only for a while needs its own.
         order = np.random.default_rng(inputs.config.seed).permutation(len(tracks))
-        length = tracks.visible[order].sum(1)
+        length = tracks.visible[order].sum(1) * (0.1 + tracks.trust[order])
         keep = np.concatenate([order[: TRACKS // 2], order[np.argsort(-length, kind="stable")]])
         _, first = np.unique(keep, return_index=True)
         keep = keep[np.sort(first)][:TRACKS]
-        tracks = priors.Tracks(tracks.uv[keep], tracks.visible[keep], tracks.depth[keep])
+        tracks = priors.Tracks(tracks.uv[keep], tracks.visible[keep], tracks.depth[keep], tracks.trust[keep])
     return tracks
 
 
@@ -108,7 +112,7 @@ def _paths(inputs: modes.ModeInputs, film: priors.Film, tracks: priors.Tracks, m
     seen = torch.from_numpy(tracks.visible)
     depth = torch.from_numpy(tracks.depth) * inputs.frame.scale
     viewmats = _viewmats(inputs, film)
-    paths = Paths(_rays(film, uv), seen, depth, viewmats)
+    paths = Paths(_rays(film, uv), seen, depth, viewmats, torch.from_numpy(tracks.trust))
     if not paths.has_depth and len(tracks):
         paths.guess = _guess(inputs, film, tracks, masks)
     return paths
@@ -193,20 +197,41 @@ def _keyframes(film: priors.Film) -> np.ndarray:
     return np.unique(np.linspace(0, len(film) - 1, min(KEYFRAMES, len(film))).round().astype(int))
 
 
-def _seeds(inputs: modes.ModeInputs, film: priors.Film, masks: np.ndarray, rest: int) -> dict[int, Seeds]:
-    """The pixels of what moves, in the rest frame and in key frames."""
-    out = {}
-    for t in sorted({int(t) for t in _keyframes(film)} | {rest}):
-        rows, cols = np.nonzero(masks[t])
-        if len(rows) > SEEDS:
-            keep = np.sort(np.random.default_rng(t).permutation(len(rows))[:SEEDS])
-            rows, cols = rows[keep], cols[keep]
-        K = film.Ks[t]
-        rays = np.stack([(cols + 0.5 - K[0, 2]) / K[0, 0], (rows + 0.5 - K[1, 2]) / K[1, 1]], 1)
-        depth = np.zeros(len(rows)) if film.depth is None else film.depth[t][rows, cols] * inputs.frame.scale
-        colors = film.images[t][rows, cols] / 255.0
-        out[t] = Seeds(*(torch.from_numpy(v).float() for v in (rays, depth, colors)), pixel=float(1 / K[0, 0]))
-    return out
+def _moving_points(
+    inputs: modes.ModeInputs, film: priors.Film, masks: np.ndarray, nodes: Nodes
+) -> tuple[PointCloud, Tensor, Tensor]:
+    """Points in the rest frame, and the nodes [Q, K] and weights: of the rest frame, and of what key frames add."""
+    viewmats, count = _viewmats(inputs, film), inputs.config.dynamic.follow
+    motions = nodes.frames()
+    xyz, rgb = torch.zeros(0, 3), torch.zeros(0, 3)
+    ids, weights = torch.zeros(0, min(count, len(nodes)), dtype=torch.long), torch.zeros(0, min(count, len(nodes)))
+    for t in sorted({int(t) for t in _keyframes(film)} | {nodes.rest}, key=lambda t: abs(t - nodes.rest)):
+        seeds = _seeds(inputs, film, masks, t)
+        others = dualquat.apply(dualquat.blend(motions[ids, t], weights), xyz) if len(xyz) else None
+        cloud = seeds.place(nodes, t, viewmats[t], KEYFRAME_POINTS, others)
+        if not len(cloud):
+            continue
+        new = follow(nodes, cloud.xyz, t, count)
+        w = weights_of(nodes, cloud.xyz, t, new)
+        xyz, rgb = torch.cat([xyz, to_rest(nodes, cloud.xyz, t, new, w)]), torch.cat([rgb, cloud.rgb])
+        ids, weights = torch.cat([ids, new]), torch.cat([weights, w])
+    most = min(inputs.config.dynamic.moving, inputs.config.model.budget // 2)
+    generator = torch.Generator().manual_seed(inputs.config.seed)
+    keep = torch.randperm(len(xyz), generator=generator)[:most].sort().values
+    return PointCloud(xyz[keep], rgb[keep]), ids[keep], weights[keep]
+
+
+def _seeds(inputs: modes.ModeInputs, film: priors.Film, masks: np.ndarray, t: int) -> Seeds:
+    """The pixels of what moves in frame t."""
+    rows, cols = np.nonzero(masks[t])
+    if len(rows) > SEEDS:
+        keep = np.sort(np.random.default_rng(t).permutation(len(rows))[:SEEDS])
+        rows, cols = rows[keep], cols[keep]
+    K = film.Ks[t]
+    rays = np.stack([(cols + 0.5 - K[0, 2]) / K[0, 0], (rows + 0.5 - K[1, 2]) / K[1, 1]], 1)
+    depth = np.zeros(len(rows)) if film.depth is None else film.depth[t][rows, cols] * inputs.frame.scale
+    colors = film.images[t][rows, cols] / 255.0
+    return Seeds(*(torch.from_numpy(v).float() for v in (rays, depth, colors)), pixel=float(1 / K[0, 0]))
 
 
 @dataclass
@@ -325,16 +350,12 @@ class _Cover:
         return opencv().dilate(near, np.ones((2 * COVERED + 1,) * 2, np.uint8)) > 0
 
 
-def follow(nodes: Nodes, points: Tensor, t: int, count: int, some: Tensor | None = None) -> Tensor:
-    """[N, K] nodes that points [N, 3] of frame t follow: near in place, then near in the path that this gives.
-
-    Args:
-        some: frames at which paths are compared; default: a few over the whole time.
-    """
+def follow(nodes: Nodes, points: Tensor, t: int, count: int) -> Tensor:
+    """[N, K] nodes that points [N, 3] of frame t follow: near in place, then near in the path that this gives."""
     count = min(count, len(nodes))
     place = nodes.positions[:, t]
     ids = torch.cat([torch.cdist(part, place).topk(count, largest=False).indices for part in points.split(4096)])
-    some = sample_times(nodes.positions.shape[1]) if some is None else some
+    some = sample_times(nodes.positions.shape[1])
     motions = nodes.frames()
     weights = weights_of(nodes, points, t, ids)
     back = dualquat.inverse(dualquat.blend(motions[ids, t], weights))
@@ -356,8 +377,6 @@ def to_rest(nodes: Nodes, points: Tensor, t: int, ids: Tensor, weights: Tensor) 
 
 def _without_film(inputs: modes.ModeInputs, film: priors.Film) -> Start:
     """No film (several cameras at once, jumps, nothing that moves): everything may move, by nodes still at rest."""
-    from featuresplat.modes.static import start_points
-
     cloud = start_points(inputs.config, inputs.cameras, inputs.points)
     count = min(inputs.config.dynamic.nodes, len(cloud))
     centres = _far_apart(cloud.xyz.float(), count)
@@ -365,15 +384,13 @@ def _without_film(inputs: modes.ModeInputs, film: priors.Film) -> Start:
     positions = centres[:, None].repeat(1, len(times), 1)
     quats = torch.zeros(count, len(times), 4)
     quats[..., 0] = 1
-    from featuresplat.modes._motion.fit import node_radii
-
     nodes = Nodes(times, positions, quats, torch.zeros(count))
     nodes.log_radii = node_radii(nodes)
-    return Start(None, PointCloud(cloud.xyz.float(), cloud.rgb.float()), nodes, None)
+    moving = PointCloud(cloud.xyz.float(), cloud.rgb.float())
+    ids = follow(nodes, moving.xyz, 0, inputs.config.dynamic.follow)
+    return Start(None, moving, nodes, None, ids, weights_of(nodes, moving.xyz, 0, ids))
 
 
 def _far_apart(xyz: Tensor, count: int) -> Tensor:
     """``count`` of the points, far from each other."""
-    from featuresplat.modes._motion.fit import spread
-
     return xyz[spread(xyz[:, None], torch.ones(len(xyz)), count)]

@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.functional import normalize
 
-from featuresplat.densify._edit import append, moments
+from featuresplat.densify._edit import append
 from featuresplat.modes._motion import dualquat, losses
 from featuresplat.modes._motion.nodes import Nodes
 
-NAMES = ("nodes.positions", "nodes.quats", "bodies.shifts", "bodies.turns")
 EDGES = 8
 """Neighbours of a node in the rigidity term."""
 
@@ -73,20 +72,6 @@ class TrainedNodes:
 
     def forget_edges(self) -> None:
         self._edges = None
-
-    @torch.no_grad()
-    def enter(self, t: int, source: int, guess: Nodes, optimizer: torch.optim.Optimizer) -> None:
-        """Start frame ``t`` from what frame ``source`` has learned, moved on as the guess moves between the two."""
-        now = self.now()
-        step = dualquat.mul(guess.frame(t), dualquat.inverse(guess.frame(source)))
-        self.params["nodes.positions"][:, t] = dualquat.apply(step, now.positions[:, source])
-        turned = dualquat.quat_mul(step[:, :4], normalize(now.quats[:, source], dim=-1))
-        self.params["nodes.quats"][:, t] = turned
-        self.params["bodies.shifts"][:, t] = 0
-        self.params["bodies.turns"][:, t] = 0
-        for name in NAMES:
-            for moment in moments(optimizer, self.params[name]).values():
-                moment[:, t] = 0
 
     @torch.no_grad()
     def add(self, places: Tensor, quats: Tensor, like: Tensor, optimizer: torch.optim.Optimizer) -> None:
