@@ -17,4 +17,10 @@ pins=$(mktemp)
 trap 'rm -f "$pins"' EXIT
 { grep -v '^torch==' constraints.txt || true; echo "torch==$torch"; } >"$pins"
 $pip install -q -c "$pins" --no-build-isolation -e ".[dev,sfm,video]"
+# The browser of the viewer's tests. Where none can be had they are skipped and say why.
+have_browser() { command -v chromium || command -v chromium-browser || command -v google-chrome; }
+if ! have_browser >/dev/null 2>&1 && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+  (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium) \
+    >/dev/null 2>&1 || echo "note: chromium could not be installed; the tests in a real browser will be skipped"
+fi
 "$venv/bin/featuresplat" doctor
