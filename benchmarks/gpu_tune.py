@@ -31,7 +31,10 @@ VARIANTS: dict[str, list[dict[str, int]]] = {
     "features": [{"features.QUADS": q} for q in (1, 2, 4)],
     "few": [{"FEW": 0}, {"FEW": 16}],
     "lift": [{"lift.TILES": t, "lift.BATCH": b} for t in (2, 4, 8) for b in (16, 32)],
-    "backward": [{"backward.GROUP": g, "backward.WARPS": w} for g in (16, 32, 64) for w in (1, 2, 4, 8)],
+    "backward": [
+        {"backward.GROUP": g, "backward.AHEAD": a, "backward.WARPS": w}
+        for g, a, w in ((16, 1, 4), (32, 0, 4), (32, 1, 4), (64, 1, 4), (32, 0, 2), (32, 0, 8))
+    ],
 }
 RED = """
 #include "device.cuh"

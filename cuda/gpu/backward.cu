@@ -35,6 +35,11 @@
 #ifndef WARPS
 #define WARPS 4  // of a block
 #endif
+#ifndef AHEAD
+#define AHEAD 1  // with WIDE: channels are loaded one step ahead, for as many registers
+#endif
+
+#define WEIGHTS (COLORS || CHANNELS > 0)  // sums of weights times images' gradients go out
 
 struct BackwardArgs {
   const uint32_t* offsets;
@@ -65,8 +70,19 @@ constexpr int kOut = kFields + 4;                  // floats from a splat's sums
 constexpr int kPairRow = 40, kDotRow = 36;         // from a splat's 32 pixels to the next one's
 constexpr int kSlots = GROUP > 32 ? 128 : 64;      // of a ring
 
+// The left factors: rows are fields, columns pixels; element k of part p is the pixel (k % 8, 2 p + k / 8) of the patch.
+struct Fields {
+  uint32_t moments[2][2];  // rows 0 to 7; exact in bfloat16
+#if WEIGHTS
+  uint32_t high[kMatrices][2][4], low[kMatrices][2][4];
+#endif
+};
+
 struct Warp {
-  float4 shape[kSlots], more[kSlots], color[kSlots];  // as in Entry; more.w holds the place in the tile's list
+  float4 shape[kSlots], more[kSlots];  // as in Entry; more.w holds the place in the tile's list
+#if COLORS
+  float4 color[kSlots];
+#endif
   float2 center[kSlots];                              // relative to the tile's
   uint32_t slot[kSlots];
 #if ORDERED
@@ -76,11 +92,12 @@ struct Warp {
   float features[8 * CHANNELS];
 #endif
 #if MATRIX
-  uint16_t pairs[4][8 * kPairRow];  // vs high, vs low, w high, w low
+  uint16_t pairs[WEIGHTS ? 4 : 2][8 * kPairRow];  // vs high, vs low, w high, w low
 #endif
   float out[8 * kOut];
 #if WIDE && MATRIX
   float dots[GROUP * kDotRow];      // what features add to c
+  Fields fields[32];                // of each lane: the registers are needed otherwise
 #endif
 };
 
@@ -154,19 +171,27 @@ FS_DEVICE void dot_features(const BackwardArgs& a, const Place& place, int patch
   load(0, v, f);
 #pragma unroll 1
   for (int at = 0; at < dim; at += 16) {
+#if AHEAD
     float4 next_v[4], next_f[kTiles][2];  // under way while this step is multiplied
     load(at + 16, next_v, next_f);
+#else
+    if (at) load(at, v, f);
+#endif
     uint32_t high[4][2], low[4][2];
     for (int j = 0; j < 4; ++j) {
       split_pair(v[j].x, v[j].y, high[j][0], low[j][0]), split_pair(v[j].z, v[j].w, high[j][1], low[j][1]);
+#if AHEAD
       v[j] = next_v[j];
+#endif
     }
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
       uint32_t h[4], l[4];
       for (int r = 0; r < 2; ++r) {
         split_pair(f[m][r].x, f[m][r].y, h[r], l[r]), split_pair(f[m][r].z, f[m][r].w, h[2 + r], l[2 + r]);
+#if AHEAD
         f[m][r] = next_f[m][r];
+#endif
       }
       for (int j = 0; j < 4; ++j) multiply_split(c[m][j], h, l, high[j], low[j]);
     }
@@ -183,12 +208,6 @@ FS_DEVICE void dot_features(const BackwardArgs& a, const Place& place, int patch
 #endif
 
 #if MATRIX
-// The left factors: rows are fields, columns pixels; element k of part p is the pixel (k % 8, 2 p + k / 8) of the patch.
-struct Fields {
-  uint32_t moments[2][2];  // rows 0 to 7; exact in bfloat16
-  uint32_t high[kMatrices][2][4], low[kMatrices][2][4];
-};
-
 FS_DEVICE float moment(int field, float x, float y) {
   return field == 0 ? 1.f : field == 1 ? x : field == 2 ? y : field == 3 ? x * x : field == 4 ? x * y : field == 5 ? y * y : 0.f;
 }
@@ -204,9 +223,10 @@ FS_DEVICE void make_fields(Warp& s, int patch, const Seen& seen, Fields& f) {
   fs_syncwarp();
   for (int p = 0; p < 2; ++p) {
     for (int half = 0; half < 2; ++half) {  // columns k < 8 and k >= 8
-      const int at = 8 * (2 * p + half) + 2 * t;
+      [[maybe_unused]] const int at = 8 * (2 * p + half) + 2 * t;
       const float x = patch_x(patch) + 2 * t - 7.5f, y = patch_y(patch) + 2 * p + half - 7.5f;
       f.moments[p][half] = fs_pack_bf16(moment(g, x, y), moment(g, x + 1, y));
+#if WEIGHTS
 #pragma unroll
       for (int m = 0; m < kMatrices; ++m) {
         for (int r = 0; r < 2; ++r) {
@@ -214,6 +234,7 @@ FS_DEVICE void make_fields(Warp& s, int patch, const Seen& seen, Fields& f) {
           split_pair(from[0], from[1], f.high[m][p][2 * half + r], f.low[m][p][2 * half + r]);
         }
       }
+#endif
     }
   }
   fs_syncwarp();
@@ -235,7 +256,7 @@ FS_DEVICE void multiply_fields(Warp& s, const Fields& f) {
     mma_m16n8k16_bf16_f32(d[0], a, bh, d[0]);
   }
 #endif
-#if COLORS || CHANNELS > 0
+#if WEIGHTS
   ldmatrix_x4(h, s.pairs[2] + at), ldmatrix_x4(l, s.pairs[3] + at);
   for (int p = 0; p < 2; ++p) {
     const uint32_t bh[2] = {h[2 * p], h[2 * p + 1]}, bl[2] = {l[2 * p], l[2 * p + 1]};
@@ -287,7 +308,7 @@ FS_DEVICE void add_records(const BackwardArgs& a, Warp& s, int head, int members
   }
 }
 
-FS_KERNEL_OCCUPANCY(32 * WARPS, (WIDE ? 2 : CHANNELS > 4 || !MATRIX ? 3 : 5), blend_backward, const BackwardArgs a) {
+FS_KERNEL_OCCUPANCY(32 * WARPS, (WIDE ? (AHEAD ? 2 : (COLORS ? 12 : 16) / WARPS) : CHANNELS > 4 || !MATRIX ? 3 : 5), blend_backward, const BackwardArgs a) {
   FS_DYNAMIC_SHARED(Warp, warps);
   Warp& s = warps[fs_warp()];
   const int lane = fs_lane();
@@ -305,8 +326,13 @@ FS_KERNEL_OCCUPANCY(32 * WARPS, (WIDE ? 2 : CHANNELS > 4 || !MATRIX ? 3 : 5), bl
   Seen seen;
   read_gradients(a, place.camera, pixel, inside, seen);
 #if MATRIX
+#if WIDE
+  make_fields(s, patch, seen, s.fields[lane]);
+  const Fields& fields = s.fields[lane];
+#else
   Fields fields;
   make_fields(s, patch, seen, fields);
+#endif
 #endif
   float T = inside ? a.left[pixel] : 1.f, behind = 0;
 
@@ -372,7 +398,9 @@ FS_KERNEL_OCCUPANCY(32 * WARPS, (WIDE ? 2 : CHANNELS > 4 || !MATRIX ? 3 : 5), bl
         split_pair(vs, w, high, low);
         uint16_t* to = s.pairs[0] + (quad + m) * kPairRow + lane;
         to[0] = static_cast<uint16_t>(high), to[8 * kPairRow] = static_cast<uint16_t>(low);
+#if WEIGHTS
         to[16 * kPairRow] = static_cast<uint16_t>(high >> 16), to[24 * kPairRow] = static_cast<uint16_t>(low >> 16);
+#endif
 #else
         const float values[10] = {vs, vs * px, vs * py, vs * px * px, vs * px * py, vs * py * py,
                                   w * seen.r, w * seen.g, w * seen.b, w * seen.z};
@@ -417,7 +445,10 @@ FS_KERNEL_OCCUPANCY(32 * WARPS, (WIDE ? 2 : CHANNELS > 4 || !MATRIX ? 3 : 5), bl
 #endif
         more.w = fs_uint_as_float(static_cast<uint32_t>(index));
         const uint32_t slot = fs_ldg(a.slots + at);
-        s.shape[k] = fs_ldg(from + 3 * at), s.more[k] = more, s.color[k] = fs_ldg(from + 3 * at + 2), s.slot[k] = slot;
+        s.shape[k] = fs_ldg(from + 3 * at), s.more[k] = more, s.slot[k] = slot;
+#if COLORS
+        s.color[k] = fs_ldg(from + 3 * at + 2);
+#endif
         const float4 center = fs_ldg(reinterpret_cast<const float4*>(a.splats + slot));
         s.center[k] = make_float2((center.x - center_x) + center.z, (center.y - center_y) + center.w);
       }

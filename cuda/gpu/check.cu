@@ -49,3 +49,20 @@ FS_KERNEL(256, drop_bad, const DropArgs a) {
   for (int k = 0; k < 3; ++k) a.conics[3 * i + k] = 0;
   a.depths[i] = 0;
 }
+
+struct GreatestArgs {
+  const float* values;
+  int32_t* bits;  // [1] of the greatest finite magnitude; 0 before
+  int64_t count;
+};
+
+FS_KERNEL(256, greatest_magnitude, const GreatestArgs a) {
+  int most = 0;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * 256;
+  for (int64_t i = fs_global_thread(); i < a.count; i += step) {
+    const int bits = static_cast<int>(fs_float_as_uint(fs_ldg(a.values + i)) & 0x7fffffffu);
+    if (bits < 0x7f800000) most = max(most, bits);
+  }
+  for (int d = 16; d; d >>= 1) most = max(most, fs_shfl_xor(most, d));
+  if (fs_lane() == 0 && most) fs_atomic_max(a.bits, most);
+}

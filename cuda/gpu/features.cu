@@ -8,7 +8,7 @@
 #define QUADS 4  // channels of a block in units of 32; blockIdx.y chooses which
 #endif
 #ifndef HALF
-#define HALF 0  // 1: operands are rounded to float16, scaled by scale[0]
+#define HALF 0  // 1: operands are rounded to float16, features scaled by a power of two
 #endif
 
 struct FeaturesArgs {
@@ -17,7 +17,7 @@ struct FeaturesArgs {
   const uint32_t* slots;
   const float* rows;    // [N, dim]
   const int32_t* last;  // [C, H, W]
-  const float* scale;   // [2] with HALF: a power of two that brings features near 1, and its inverse
+  const int32_t* most;  // [1] with HALF: bits of the greatest feature's magnitude
   float* out;           // [C, H, W, dim]
   int32_t* sick;        // set when a sum is not finite; or null
   const int32_t* only_if;  // nothing to do while this is 0; or null
@@ -40,6 +40,9 @@ FS_DEVICE void store_channels(float* row, int64_t channel, int64_t dim, float4 v
 
 FS_DEVICE float component(const float4& v, int k) { return k == 0 ? v.x : k == 1 ? v.y : k == 2 ? v.z : v.w; }
 
+// Of the greatest feature, biased as in its bits, and so that its inverse is a number too.
+FS_DEVICE int exponent_of(const FeaturesArgs& a) { return min(max(*a.most >> 23, 1), 253); }
+
 // Sums of the warp's pixels into the image.
 FS_DEVICE void write_sums(const FeaturesArgs& a, const float (&sums)[2][4 * QUADS][4]) {
   const int warp = fs_warp(), lane = again(fs_lane()), g = lane >> 2, t = lane & 3;
@@ -47,7 +50,7 @@ FS_DEVICE void write_sums(const FeaturesArgs& a, const float (&sums)[2][4 * QUAD
   const int x = place.x + patch_x(warp) + g, y0 = place.y + patch_y(warp);
   const int64_t channel = static_cast<int64_t>(blockIdx.y) * (32 * QUADS) + 8 * t;
 #if HALF
-  const float unscale = a.scale[1];
+  const float unscale = fs_uint_as_float(static_cast<uint32_t>(exponent_of(a)) << 23);
 #endif
 #pragma unroll
   for (int y = 0; y < 4; ++y) {
@@ -86,7 +89,7 @@ FS_KERNEL_OCCUPANCY(256, 1, blend_features, const FeaturesArgs a) {
   }
   farthest = warp_max(farthest);
 #if HALF
-  const float scale = a.scale[0];
+  const float scale = fs_uint_as_float(static_cast<uint32_t>(254 - exponent_of(a)) << 23);  // brings features near 1
 #endif
   float sums[2][4 * QUADS][4];
 #pragma unroll

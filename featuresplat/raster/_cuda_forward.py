@@ -52,6 +52,15 @@ def bad_rows(rows: Tensor, only_if: Tensor | None) -> Tensor:
     return out
 
 
+def greatest(rows: Tensor) -> Tensor:
+    """[1] int32, the bits of the greatest magnitude."""
+    out = torch.zeros(1, dtype=torch.int32, device=rows.device)
+    grid = min(2048, blocks(rows.numel(), 256))
+    values = {"values": rows, "bits": out, "count": rows.numel()}
+    launch(rows.device, "greatest_magnitude", "check.cu", "GreatestArgs", grid, 256, values)
+    return out
+
+
 def render(inputs: RasterInputs, keep: bool) -> Rendered:
     """Queue a whole forward pass. ``inputs`` are contiguous; without ``keep`` the frame is not needed afterwards."""
     meta = empty_meta(inputs)
@@ -67,13 +76,13 @@ def render(inputs: RasterInputs, keep: bool) -> Rendered:
     if inputs.features is not None:
         features = frame.empty("the feature image", (*shape, inputs.features.shape[1]))
     out = Rendered(rgb, features, alpha, depth, meta, frame, stops)
-    scale = options.half_scale(inputs.features) if inputs.precision == "fp16" else None
+    most = greatest(rows) if rows is not None and inputs.precision == "fp16" and rows.shape[1] > options.few() else None
     for _ in range(2):
         sick = torch.zeros(1, dtype=torch.int32, device=frame.device) if late else None
-        blend(inputs, out, scale, sick, None)
+        blend(inputs, out, most, sick, None)
         if rows is not None and sick is not None:
             drop_bad(inputs, out, bad_rows(rows, sick), sick)
-            blend(inputs, out, scale, None, sick)
+            blend(inputs, out, most, None, sick)
         if not settle(frame, state):
             break
     return out
@@ -90,12 +99,12 @@ def drop_bad(inputs: RasterInputs, out: Rendered, bad: Tensor, sick: Tensor) -> 
 
 
 def blend(
-    inputs: RasterInputs, out: Rendered, scale: Tensor | None, sick: Tensor | None, only_if: Tensor | None
+    inputs: RasterInputs, out: Rendered, most: Tensor | None, sick: Tensor | None, only_if: Tensor | None
 ) -> None:
     """Queue the blending of all images.
 
     Args:
-        scale: asks for float16 operands; see `options.half_scale`.
+        most: [1] bits of the greatest feature: asks for float16 operands.
         sick: [1] is set when a feature that is not finite came up.
         only_if: [1] everything is left as it is while this is 0.
     """
@@ -105,13 +114,13 @@ def blend(
     if few:
         return
     if options.matrix_units(out.frame):
-        blend_features(inputs, out, scale, sick, only_if)
+        blend_features(inputs, out, most, sick, only_if)
     else:
         blend_pixels(inputs, out, 0, options.FEW, only_if)
 
 
 def blend_features(
-    inputs: RasterInputs, out: Rendered, scale: Tensor | None, sick: Tensor | None, only_if: Tensor | None
+    inputs: RasterInputs, out: Rendered, most: Tensor | None, sick: Tensor | None, only_if: Tensor | None
 ) -> None:
     """Features on matrix units; see `blend`."""
     f, rows, image = out.frame, inputs.features, out.features
@@ -121,11 +130,11 @@ def blend_features(
     shape = options.features_shape(dim)
     values = {
         "offsets": f.offsets, "entries": f.entries, "slots": f.slots, "rows": rows, "last": out.stops.last,
-        "scale": scale, "out": image, "sick": sick, "only_if": only_if, "n": f.gaussians, "dim": dim,
+        "most": most, "out": image, "sick": sick, "only_if": only_if, "n": f.gaussians, "dim": dim,
         "width": f.width, "height": f.height,
         "tiles": f.tiles, "tiles_x": f.tiles_x, "alpha_max": inputs.settings.alpha_max,
     }  # fmt: skip
-    constants = {**shape, "HALF": int(scale is not None), "ALIGNED": options.aligned(dim, rows, image)}
+    constants = {**shape, "HALF": int(most is not None), "ALIGNED": options.aligned(dim, rows, image)}
     grid = (f.all_tiles, blocks(dim, 32 * shape["QUADS"]))
     f.launch("blend_features", "features.cu", "FeaturesArgs", grid, 256, values, constants)
 

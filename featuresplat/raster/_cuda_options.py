@@ -54,19 +54,22 @@ def backward_shape(constants: dict[str, int], shared_limit: int) -> dict[str, in
     """Splats at a time and warps of a block of backward.cu."""
     wide = constants["WIDE"] and constants["MATRIX"]
     group, warps = overrides.get("backward.GROUP", 32) if wide else 8, overrides.get("backward.WARPS", 4)
+    constants = constants | {"AHEAD": overrides.get("backward.AHEAD", 0)} if wide else constants
     while backward_shared_bytes(constants | {"GROUP": group, "WARPS": warps}) > shared_limit:
         warps //= 2
-    return {"GROUP": group, "WARPS": warps}
+    return {**constants, "GROUP": group, "WARPS": warps}
 
 
 def backward_shared_bytes(c: dict[str, int]) -> int:
     """Size of ``WARPS`` times ``Warp`` in backward.cu."""
-    group, channels = c["GROUP"], c["CHANNELS"]
+    group, channels, weights = c["GROUP"], c["CHANNELS"], c["COLORS"] or c["CHANNELS"]
     slots = 128 if group > 32 else 64
-    out = (10 + channels + 15) // 16 * 16 + 4
-    size = slots * (48 + 8 + 4 + 4 * c["ORDERED"]) + 4 * 8 * channels + 4 * 8 * out
+    matrices = (10 + channels + 15) // 16
+    size = slots * (32 + 16 * c["COLORS"] + 8 + 4 + 4 * c["ORDERED"]) + 32 * channels + 32 * (16 * matrices + 4)
     if c["MATRIX"]:
-        size += 4 * 8 * 40 * 2 + (4 * group * 36 if c["WIDE"] else 0)
+        size += (4 if weights else 2) * 8 * 40 * 2
+        if c["WIDE"]:
+            size += 4 * group * 36 + 32 * (16 + (64 * matrices if weights else 0))
     return c["WARPS"] * (-(-size // 16) * 16)
 
 
@@ -83,15 +86,6 @@ def features_shape(dim: int) -> dict[str, int]:
 def deterministic() -> bool:
     """Whether sums must be the same bits from run to run: ``torch.use_deterministic_algorithms(True)``."""
     return torch.are_deterministic_algorithms_enabled()
-
-
-def half_scale(rows: Tensor | None) -> Tensor | None:
-    """[2] the power of two that brings the greatest feature near 1, and its inverse; None without features."""
-    if rows is None or rows.numel() == 0:
-        return None
-    most = torch.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0).abs().amax().clamp(1e-30, 1e30)
-    exponent = torch.floor(torch.log2(most))
-    return torch.stack([torch.exp2(-exponent), torch.exp2(exponent)])
 
 
 def combinations(arch: int) -> list[tuple[str, dict[str, int]]]:
