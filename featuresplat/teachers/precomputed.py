@@ -193,7 +193,7 @@ def _read_npy(path: Path) -> Tensor:
     try:
         # allow_pickle stays off: unpickling runs what the file says.
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # a damaged header makes numpy raise its tokenizer's errors and more
         raise FeaturesplatError(
             f"{path}: is truncated, pickled or no .npy file ({error})",
             "Write it by numpy.save from a plain float16 or float32 array.",

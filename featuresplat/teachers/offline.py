@@ -1,0 +1,178 @@
+"""Teacher `offline`: text without a hub. An ImageNet classifier looks, a sentence model reads; both come from PyPI.
+
+Maps. EfficientNet-Lite2 is applied densely at several sizes of the photograph. Its class logits, centred over the
+1000 classes (z), are mixed over the sizes and pooled within colour segments. They stay linear, so that the lift adds
+up the evidence of all views before anything decides (a softmax first loses what no single view is sure of). Kept are
+the 383 directions that the classifier's own weights span best, and one channel that is constant.
+
+Text. A phrase becomes a mixture of classes, by the similarity of its sentence embedding (all-MiniLM-L6-v2) with the
+class names, in the manner of ConSE (Norouzi et al. 2013). The canonical phrases are the constant channel: they say
+what evidence a prompt has to beat where nothing in particular is seen.
+
+It knows what is near the 1000 ImageNet classes and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from featuresplat.config_fields import TeacherConfig
+from featuresplat.teachers import CANONICAL
+from featuresplat.teachers._classifier import STRIDE, DenseClassifier, head, weights_file
+from featuresplat.teachers._common import check_image, fitted, resized
+from featuresplat.teachers._segments import label_map
+from featuresplat.teachers._sentences import SentenceEncoder, model_folder
+
+DEFAULT_MODEL = "lite2"
+ABOUT = (
+    "Offline: knows things near the 1000 ImageNet classes (mug, teapot, banana, dog); not colours, materials, parts or "
+    "anything rarer."
+)
+DIM = 384
+CONSTANT = 3.0
+"""Value of the constant channel: the centred logit above which a class counts as seen."""
+_LONGEST = 960
+_SIZES = ((1.0, 0.7), (2 / 3, 0.3))
+"""Sizes as shares of the largest, with their weights."""
+_OUT = 100
+"""Longer side of a map."""
+_SEGMENT_SCALE = 300.0
+_SOFTNESS = 0.03
+"""Temperature of the softmax over similarities with class names."""
+
+
+class Teacher:
+    """The classifier over a photograph, with the text side.
+
+    Raises:
+        FeaturesplatError: a package of the extra `offline` is missing, or the model is unknown.
+    """
+
+    name = "offline"
+    canonical = CANONICAL
+    about = ABOUT
+    dim = DIM
+
+    def __init__(self, config: TeacherConfig, device: str | torch.device = "cpu"):
+        variant = config.model or DEFAULT_MODEL
+        if config.path is None:
+            weights_file(variant)  # whatever is missing is said before anything is loaded
+            model_folder()
+        self.classifier = DenseClassifier(variant, config.path, device)
+        self.text = TextSide(variant, config.path)
+        weight, bias = head(variant, config.path)
+        self.project = self.text.basis.T @ (weight - weight.mean(0))  # [D - 1, 1280]
+        self.offset = self.text.basis.T @ (bias - bias.mean())
+        self.longest = config.size or _LONGEST
+        self.settings: dict[str, Any] = {
+            "model": variant,
+            "weights": str(config.path) if config.path else "",
+            "size": self.longest,
+            "version": 1,
+        }
+
+    def encode_image(self, image: Tensor, *, name: str = "") -> Tensor:
+        """[H, W, 3] in 0..1 to class evidence [h, w, 384], h and w about 100 at most."""
+        image = check_image(image)
+        scale = _OUT / max(image.shape[:2])
+        height, width = (max(1, round(side * min(1.0, scale))) for side in image.shape[:2])
+        evidence = self.evidence(image, height, width)
+        evidence = pooled(evidence, label_map(image, _SEGMENT_SCALE))
+        constant = evidence.new_full((height, width, 1), CONSTANT)
+        return torch.cat([evidence, constant], dim=2)
+
+    def evidence(self, image: Tensor, height: int, width: int) -> Tensor:
+        """[H, W, 3] to projected centred logits [height, width, 383], mixed over sizes, not pooled."""
+        total = torch.zeros(1, DIM - 1, height, width)
+        for share, weight in _SIZES:
+            planes = resized(image, *fitted(image, round(self.longest * share), STRIDE))
+            cells = self.classifier.features(planes)[0].permute(1, 2, 0)
+            logits = F.linear(cells, self.project, self.offset).permute(2, 0, 1)[None]
+            total += weight * F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
+        return total[0].permute(1, 2, 0)
+
+    def encode_text(self, phrases: Sequence[str]) -> Tensor:
+        """P phrases to [P, 384] of unit length."""
+        return self.text.encode_text(phrases)
+
+
+class TextSide:
+    """Phrases to directions among the classes; needs the classifier's last layer, not the network."""
+
+    canonical = CANONICAL
+    about = ABOUT
+
+    def __init__(self, variant: str = DEFAULT_MODEL, path: Path | None = None):
+        self.basis = _basis(variant, path)
+        self.sentences = _sentence_encoder()
+
+    def mixture(self, phrases: Sequence[str]) -> Tensor:
+        """[P, 1000] weights of the classes in a phrase, each row's sum 1."""
+        similarity = self.sentences.encode(list(phrases)) @ _class_embeddings().T
+        return (similarity / _SOFTNESS).softmax(1)
+
+    def encode_text(self, phrases: Sequence[str]) -> Tensor:
+        """P phrases to [P, 384] of unit length; the canonical ones to the constant channel."""
+        out = torch.zeros(len(phrases), DIM)
+        named = [i for i, p in enumerate(phrases) if p not in self.canonical]
+        out[:, -1] = 1.0
+        if named:
+            classes = F.normalize(self.mixture([phrases[i] for i in named]), dim=1) @ self.basis
+            out[named] = F.pad(F.normalize(classes, dim=1), (0, 1))
+        return out
+
+
+def text_side(settings: dict[str, Any]) -> TextSide:
+    """The text side of a finished field.
+
+    Raises:
+        FeaturesplatError: a package of the extra `offline` is missing.
+    """
+    weights = settings.get("weights")
+    return TextSide(str(settings.get("model") or DEFAULT_MODEL), Path(weights) if weights else None)
+
+
+def class_names() -> list[str]:
+    """The 1000 classes, in the classifier's order."""
+    return (resources.files("featuresplat.teachers") / "imagenet_classes.txt").read_text("utf-8").splitlines()
+
+
+def pooled(values: Tensor, labels: Tensor) -> Tensor:
+    """[h, w, F] averaged within the segments [H, W], each pixel taking its segments' means by area."""
+    height, width = values.shape[:2]
+    count = int(labels.max()) + 1
+    # Shares of cells in segments: pixels are counted into (segment, cell) pairs.
+    rows = (torch.arange(labels.shape[0]) * height // labels.shape[0])[:, None]
+    columns = (torch.arange(labels.shape[1]) * width // labels.shape[1])[None]
+    pairs = (labels * (height * width) + rows * width + columns).flatten()
+    share = torch.bincount(pairs, minlength=count * height * width).view(count, -1).float()
+    means = share @ values.flatten(0, 1) / share.sum(1, keepdim=True).clamp_min(1)
+    return (share.T @ means / share.sum(0).clamp_min(1)[:, None]).view(height, width, -1)
+
+
+@lru_cache(maxsize=2)
+def _basis(variant: str, path: Path | None) -> Tensor:
+    """[1000, D - 1] orthonormal: the directions among classes that the head's weights span best."""
+    weight, _ = head(variant, path)
+    left, _, _ = torch.linalg.svd(weight - weight.mean(0), full_matrices=False)
+    axes = left[:, : DIM - 1]
+    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    return axes * torch.where(largest < 0, -1.0, 1.0)
+
+
+@lru_cache(maxsize=1)
+def _sentence_encoder() -> SentenceEncoder:
+    return SentenceEncoder()
+
+
+@lru_cache(maxsize=1)
+def _class_embeddings() -> Tensor:
+    return _sentence_encoder().encode(class_names())
