@@ -201,9 +201,10 @@ class DeviceLauncher:
     def launch(
         self, kernel: str, grid: Size, block: Size, shared_bytes: int, args: Args, constants: Constants | None = None
     ) -> None:
-        loaded = self._kernels.get((kernel, key(constants)))
+        as_given = (kernel, tuple(constants.items()) if constants else ())
+        loaded = self._kernels.get(as_given)
         if loaded is None:
-            loaded = self._load(kernel, key(constants))
+            loaded = self._kernels[as_given] = self._kernel(kernel, key(constants))
         gx, gy, gz = (grid, 1, 1) if isinstance(grid, int) else (*grid, 1, 1)[:3]
         bx, by, bz = (block, 1, 1) if isinstance(block, int) else (*block, 1, 1)[:3]
         if gx * gy * gz == 0:

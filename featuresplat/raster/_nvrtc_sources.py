@@ -67,6 +67,7 @@ class Packer:
         self._slots = ctypes.create_string_buffer(max(8 * count, 8))
         base = ctypes.addressof(self._slots)
         self._pointers = (ctypes.c_void_p * max(count, 1))(*(base + 8 * i for i in range(count)))
+        self._formats = "".join(p.format for p in kernel.parameters)
         self._structs = [i for i, p in enumerate(kernel.parameters) if p.format == "*"]
         self.address = ctypes.addressof(self._pointers)
 
@@ -77,7 +78,10 @@ class Packer:
             TypeError: an argument does not fit its parameter (a mistake in the backend, not of a user).
         """
         if isinstance(args, ctypes.Structure):
-            args = (args,)
+            if self._formats != "*":
+                raise TypeError(f"kernel {self.kernel.name} does not take one structure by value")
+            self._pointers[0] = ctypes.addressof(args)
+            return
         values: list[Any] = [a.data_ptr() if isinstance(a, Tensor) else 0 if a is None else a for a in args]
         for i in self._structs:
             self._pointers[i] = ctypes.addressof(values[i])
@@ -189,7 +193,7 @@ def engine_sources() -> Sources:
 
 
 def key(constants: Constants | None) -> tuple[tuple[str, int], ...]:
-    """Constants as a hashable key."""
+    """Constants as a hashable key, the same in whatever order they are given."""
     return tuple(sorted(constants.items())) if constants else ()
 
 
