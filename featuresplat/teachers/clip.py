@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from featuresplat.config_fields import TeacherConfig
 from featuresplat.errors import FeaturesplatError
 from featuresplat.teachers import CANONICAL
-from featuresplat.teachers._common import check_image, fitted, load_weights, need, over_windows, resized
+from featuresplat.teachers._common import along_edges, check_image, fitted, load_weights, need, over_windows, resized
 from featuresplat.teachers._levels import crop, levels
 
 DEFAULT_MODEL = "ViT-B-16/laion2b_s34b_b88k"
@@ -54,7 +54,7 @@ class Teacher:
             )
         self.dim = int(visual.output_dim)
         self.patch, self.native = visual.patch_size, visual.image_size
-        self.level, self.longest = config.level, config.size or _LONGEST
+        self.level, self.longest, self.edges = config.level, config.size or _LONGEST, config.edges
         self.masks_config = config.masks
         self._masks = None
         self.settings: dict[str, Any] = {
@@ -62,6 +62,7 @@ class Teacher:
             "weights": str(config.path) if config.path else "",
             "level": self.level,
             "size": self.longest,
+            "edges": self.edges,
             "masks": str(config.masks) if config.masks else "",
             "version": 1,
         }
@@ -71,7 +72,7 @@ class Teacher:
         image = check_image(image)
         dense = self.dense(image)
         if self.level == "dense":
-            return dense
+            return F.normalize(along_edges(dense, image, self.edges), dim=-1)
         masks = levels(self._mask_source().masks(image))[self.level]
         height, width = (max(1, side // 2) for side in image.shape[:2])
         out = F.interpolate(dense.permute(2, 0, 1)[None], (height, width), mode="bilinear")[0].permute(1, 2, 0)

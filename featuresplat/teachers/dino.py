@@ -15,7 +15,7 @@ from torch import Tensor
 
 from featuresplat.config_fields import TeacherConfig
 from featuresplat.errors import FeaturesplatError
-from featuresplat.teachers._common import check_image, fitted, load_weights, need, read_state, resized
+from featuresplat.teachers._common import along_edges, check_image, fitted, load_weights, need, read_state, resized
 
 DEFAULT_MODEL = "vit_small_patch14_dinov2.lvd142m"
 _LONGEST = 518
@@ -44,6 +44,7 @@ class Teacher:
             )
         self.device, self.dim = torch.device(device), int(self.model.num_features)
         self.patch, self.longest = int(self.model.patch_embed.patch_size[0]), config.size or _LONGEST
+        self.edges = config.edges
         cfg = self.model.pretrained_cfg
         self.mean = torch.tensor(cfg.get("mean", (0.485, 0.456, 0.406))).view(3, 1, 1)
         self.std = torch.tensor(cfg.get("std", (0.229, 0.224, 0.225))).view(3, 1, 1)
@@ -51,6 +52,7 @@ class Teacher:
             "model": variant,
             "weights": str(config.path) if config.path else "",
             "size": self.longest,
+            "edges": self.edges,
             "version": 1,
         }
 
@@ -62,7 +64,8 @@ class Teacher:
         planes = (resized(image, height, width) - self.mean) / self.std
         tokens = self.model.forward_features(planes.to(self.device))
         patches = tokens[0, self.model.num_prefix_tokens :]
-        return patches.unflatten(0, (height // self.patch, width // self.patch)).float().cpu()
+        grid = patches.unflatten(0, (height // self.patch, width // self.patch)).float().cpu()
+        return along_edges(grid, image, self.edges)
 
 
 def _build(timm: Any, variant: str, config: TeacherConfig) -> torch.nn.Module:

@@ -22,7 +22,16 @@ from torch.nn import functional as F
 
 from featuresplat.config_fields import TeacherConfig
 from featuresplat.errors import FeaturesplatError
-from featuresplat.teachers._common import OFFLINE_HINT, check_image, fitted, load_weights, need, read_state, resized
+from featuresplat.teachers._common import (
+    OFFLINE_HINT,
+    along_edges,
+    check_image,
+    fitted,
+    load_weights,
+    need,
+    read_state,
+    resized,
+)
 from featuresplat.teachers._dpt import DensePredictor, Shape
 
 ABOUT = "LSeg: knows everyday categories well (furniture, vehicles, food); names of rare things it mixes up."
@@ -56,10 +65,12 @@ class Teacher:
         self.model.to(device).eval()
         self.text = TextSide(text_state, config.path, device)
         self.device, self.dim, self.longest = torch.device(device), SHAPES[config.model].out, config.size or _LONGEST
+        self.edges = config.edges
         self.settings: dict[str, Any] = {
             "model": config.model or "clip_vitl16_384",
             "weights": str(config.path),
             "size": self.longest,
+            "edges": self.edges,
             "version": 1,
         }
 
@@ -73,7 +84,8 @@ class Teacher:
         image = check_image(image)
         planes = resized(image, *fitted(image, self.longest, 32)) * 2 - 1
         features = F.normalize(self.model(planes.to(self.device)), dim=1)
-        return F.normalize(F.avg_pool2d(features, 2), dim=1)[0].permute(1, 2, 0).float().cpu().contiguous()
+        grid = F.normalize(F.avg_pool2d(features, 2), dim=1)[0].permute(1, 2, 0).float().cpu().contiguous()
+        return F.normalize(along_edges(grid, image, self.edges), dim=-1)
 
     def encode_text(self, phrases: Sequence[str]) -> Tensor:
         """P phrases to [P, 512] of unit length."""

@@ -36,6 +36,18 @@ def test_the_grid_follows_the_photograph(teacher, picture, height, width, cells)
     assert teacher.encode_image(picture(height, width)).shape == (*cells, 64)
 
 
+def test_features_follow_the_edges_where_asked(tiny, picture):
+    from dataclasses import replace
+
+    from featuresplat.teachers._upsample import upsample
+
+    image = picture(120, 160)
+    patches = make_teacher("dino", tiny("dino")).encode_image(image)
+    fine = make_teacher("dino", replace(tiny("dino"), edges=80)).encode_image(image)
+    assert fine.shape == (60, 80, 64)
+    torch.testing.assert_close(fine, upsample(patches, image, (60, 80)))
+
+
 def test_models_that_do_not_fit(tiny, tmp_path, monkeypatch):
     tiny("dino")
     with pytest.raises(FeaturesplatError, match="knows no model 'vit_nothing'"):
