@@ -22,8 +22,8 @@ from torch import Tensor
 
 from featuresplat.paths import focus_point
 from featuresplat.prompts.graph import Graph, graph_of
-from featuresplat.prompts.surface import smaller, splat, surface, unproject
-from featuresplat.types import Gaussians
+from featuresplat.prompts.surface import Surface, smaller, splat, surface, unproject
+from featuresplat.types import Cameras, Gaussians
 
 if TYPE_CHECKING:
     from featuresplat.scene import Scene
@@ -50,12 +50,18 @@ class Pieces:
         scores: float32 [N, L], to which piece each Gaussian belongs, rows sum to about 1: column 0 is the support, then
             come the objects, largest first, and last the rest.
         sizes: int64 [L] voxels of each piece.
-        found: whether there is a support; else column 0 is empty and an object is all that hangs together.
+        plane: normal (towards the cameras) and a point of the support, float64 [3] each, and its roughness in world
+            units; None where there is no support: then column 0 is empty and an object is all that hangs together.
     """
 
     scores: Tensor
     sizes: Tensor
-    found: bool
+    plane: tuple[np.ndarray, np.ndarray, float] | None
+
+    @property
+    def found(self) -> bool:
+        """Whether there is a support."""
+        return self.plane is not None
 
     @property
     def ids(self) -> Tensor:
@@ -70,7 +76,9 @@ class Pieces:
 
 @dataclass(frozen=True)
 class _Voxels:
-    """The surface: centres [V, 3], colours [V, 3], edge; the tolerance and the point that the cameras look at."""
+    """The surface: centres [V, 3], colours [V, 3], edge; the tolerance, the point that the cameras look at and how far
+    they are from it; and the views it was gathered from.
+    """
 
     points: np.ndarray
     colors: np.ndarray
@@ -78,6 +86,7 @@ class _Voxels:
     tolerance: float
     focus: np.ndarray
     distance: float
+    views: list[tuple[Cameras, Surface]]
 
 
 _known: dict[int, tuple[weakref.ref, Pieces]] = {}
@@ -116,7 +125,7 @@ def _divide(scene: Scene, gaussians: Gaussians) -> Pieces:
     if len(voxels.points) < SMALLEST:
         scores = torch.zeros(len(gaussians), 3)
         scores[:, 1] = 1.0
-        return Pieces(scores.to(gaussians.means.device), torch.tensor([0, len(voxels.points), 0]), False)
+        return Pieces(scores.to(gaussians.means.device), torch.tensor([0, len(voxels.points), 0]), None)
     plane = _plane(voxels, scene.cameras.positions.double().cpu().numpy().mean(0))
     centres = gaussians.means.detach().double().cpu().numpy()
     if plane is None:
@@ -128,17 +137,23 @@ def _divide(scene: Scene, gaussians: Gaussians) -> Pieces:
         heights = (centres - plane[1]) @ plane[0] / voxels.tolerance
     seeds = _seeds(voxels, labels, count, centres, heights)
     walked = walk(graph_of(gaussians.means), gaussians.colors, seeds, count + 2)
+    within = _within(voxels, centres, walked.argmax(1).numpy(), count)
+    within[heights < 0] = -1
+    hidden = torch.from_numpy((within >= 0).nonzero()[0])
+    walked[hidden] = torch.nn.functional.one_hot(torch.from_numpy(within)[hidden], count + 2).float()
     sizes = np.bincount(labels[labels >= 0], minlength=count + 2)
-    return Pieces(walked.to(gaussians.means.device), torch.from_numpy(sizes), plane is not None)
+    support = None if plane is None else (*plane, voxels.tolerance)
+    return Pieces(walked.to(gaussians.means.device), torch.from_numpy(sizes), support)
 
 
 def _gather(scene: Scene, gaussians: Gaussians) -> _Voxels:
     """The surface as views see it, without what lies at the edges of depth."""
     cameras, settings = scene.cameras, scene.raster_settings()
-    points, colors = [], []
+    points, colors, views = [], [], []
     for i in np.unique(np.linspace(0, len(cameras) - 1, min(VIEWS, len(cameras))).round().astype(int)):
         camera = smaller(cameras[int(i)], PIXELS)
         seen = surface(gaussians, camera, settings)
+        views.append((camera, seen))
         step = np.zeros_like(seen.depth)
         for axis in (0, 1):
             jump = np.abs(np.diff(seen.depth, axis=axis))
@@ -158,7 +173,7 @@ def _gather(scene: Scene, gaussians: Gaussians) -> _Voxels:
     near = np.linalg.norm(xyz - focus, axis=1) < 2.5 * distance
     xyz, rgb = xyz[near], rgb[near]
     if not len(xyz):
-        return _Voxels(xyz, rgb, edge, TOLERANCE * distance, focus, distance)
+        return _Voxels(xyz, rgb, edge, TOLERANCE * distance, focus, distance, views)
     cells = np.floor(xyz / edge).astype(np.int64)
     cells -= cells.min(0)
     span = cells.max(0) + 1
@@ -170,7 +185,7 @@ def _gather(scene: Scene, gaussians: Gaussians) -> _Voxels:
         return np.stack([np.bincount(number, values[:, k]) for k in range(3)], 1) / hits[:, None]
 
     firm = hits > 1
-    return _Voxels(mean(xyz)[firm], mean(rgb)[firm], edge, TOLERANCE * distance, focus, distance)
+    return _Voxels(mean(xyz)[firm], mean(rgb)[firm], edge, TOLERANCE * distance, focus, distance, views)
 
 
 def _plane(voxels: _Voxels, cameras: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -297,6 +312,31 @@ def _seeds(voxels: _Voxels, labels: np.ndarray, count: int, centres: np.ndarray,
     seeds[(seeds > 0) & (seeds <= count) & (heights < 0.75 * CORE)] = -1
     seeds[~near & (np.linalg.norm(centres - voxels.focus, axis=1) > 2.5 * voxels.distance)] = count + 1
     return seeds
+
+
+def _within(voxels: _Voxels, centres: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
+    """int64 [N]: the object that hides a Gaussian, or shows in its place, from wherever one looks; else -1.
+
+    What lies inside an object is connected with nothing, so the walk does not reach it, yet when the object goes it
+    would stay as a ghost.
+    """
+    votes = np.zeros((len(centres), count + 2), np.int32)
+    frames = np.zeros(len(centres), np.int32)
+    for camera, seen in voxels.views:
+        pose, K = camera.viewmats[0].double().cpu().numpy(), camera.Ks[0].double().cpu().numpy()
+        local = centres @ pose[:3, :3].T + pose[:3, 3]
+        z = np.maximum(local[:, 2], 1e-9)
+        x, y = local[:, 0] / z * K[0, 0] + K[0, 2], local[:, 1] / z * K[1, 1] + K[1, 2]
+        at = ((local[:, 2] > 0) & (x >= 0) & (x < camera.width) & (y >= 0) & (y < camera.height)).nonzero()[0]
+        met = seen.ids[y[at].astype(int), x[at].astype(int)]
+        depth = seen.depth[y[at].astype(int), x[at].astype(int)]
+        # What hangs in the air before the surface is no part of it.
+        behind = (met >= 0) & (z[at] > 0.97 * depth)
+        frames[at] += 1
+        votes[at[behind], ids[met[behind]]] += 1
+    best = votes[:, 1:-1].argmax(1) + 1 if count else np.zeros(len(centres), np.int64)
+    enough = (frames >= 3) & (votes[np.arange(len(centres)), best] >= 0.75 * frames)
+    return np.where(enough & (count > 0), best, -1)
 
 
 def walk(graph: Graph, colors: Tensor, seeds: np.ndarray, count: int, trust: float = 1.0) -> Tensor:

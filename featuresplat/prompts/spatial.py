@@ -103,9 +103,11 @@ def select_points(
     prompt = _looked_at(gaussians, scene, camera, points, labels, box)
     pieces = pieces_of(scene, gaussians)
     scores = _by_pieces(scene, gaussians, prompt, pieces)
-    if scores is None:
+    if scores is not None:
+        selection = Selection(scores > 0.5)  # no cleaning: what is inside an object is connected with nothing
+    else:
         scores = _by_region(scene, gaussians, prompt)
-    selection = Selection(scores > 0.5).cleanup(scene)
+        selection = Selection(scores > 0.5).cleanup(scene)
     return _prompted(scene, selection, scores, prompt.at(1))
 
 

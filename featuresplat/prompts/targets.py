@@ -172,7 +172,7 @@ def select_text(
         mostly[-1] = False  # the rest is no thing
         mostly[0] &= pieces.found
         if bool(mostly.any()):
-            found = mostly[ids]
+            return Selection(mostly[ids], phrase)
     return Selection(found, phrase).cleanup(scene)
 
 
