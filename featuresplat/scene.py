@@ -168,11 +168,15 @@ class Scene:
                 known = [torch.zeros(len(p)) if p.confidence is None else p.confidence for p in parts]
                 confidence = torch.cat([c.to(field_.codes.device) for c in known])
             fields[name] = replace(field_, codes=torch.cat([p.codes for p in parts]), confidence=confidence)
-        state = dict(first.mode_state)
-        for key in (k for k in state if k.startswith(PER_GAUSSIAN)):
+        module = registry.load("modes", first.mode)
+        if hasattr(module, "joined"):
+            scenes = module.joined(scenes)
+        state = dict(scenes[0].mode_state)
+        rows = {k: v for s in reversed(scenes) if s.mode == first.mode for k, v in s.mode_state.items()}
+        for key, like in ((k, v) for k, v in rows.items() if k.startswith(PER_GAUSSIAN)):
             values = [s.mode_state.get(key) for s in scenes]
             state[key] = torch.cat(
-                [state[key].new_zeros(len(s.gaussians), *state[key].shape[1:]) if v is None else v
+                [like.new_zeros(len(s.gaussians), *like.shape[1:]) if v is None else v
                  for s, v in zip(scenes, values, strict=True)]
             )  # fmt: skip
         return replace(first, gaussians=Gaussians.cat([s.gaussians for s in scenes]), fields=fields, mode_state=state)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +25,18 @@ from torch.nn import Parameter
 
 from featuresplat import modes, raster
 from featuresplat.modes._motion import dualquat, losses, skinning
+from featuresplat.modes._motion.edits import EDITS, moved, understands
+from featuresplat.modes._motion.finished import at, joined, state_of
 from featuresplat.modes._motion.nodes import Nodes, neighbours, sample_times
+from featuresplat.modes._motion.panel import panel
+from featuresplat.modes._motion.pictures import KINDS, picture, report
 from featuresplat.modes._motion.start import Start, start_of
 from featuresplat.modes._motion.trained import TrainedNodes
 from featuresplat.modes.static import Mode as StaticMode
 from featuresplat.points import gaussians_from_points
 from featuresplat.types import Gaussians, PointCloud, RenderOutput
 
-if TYPE_CHECKING:
-    from featuresplat.scene import Scene
+__all__ = ["EDITS", "KINDS", "Mode", "at", "joined", "moved", "panel", "picture", "report", "understands"]
 
 REFRESH = 250
 """Steps between two choices of the nodes that each moving Gaussian follows."""
@@ -239,71 +242,12 @@ class Mode(StaticMode):
         p, frame = self.gaussian_params, self.inputs.frame
         with torch.no_grad():
             nodes = self.motion.now()
-        positions = nodes.positions.double() / frame.scale + frame.center.to(self.device)
-        return {
-            "nodes.times": self.motion.times.clone(),
-            "nodes.positions": positions.float(),
-            "nodes.quats": torch.nn.functional.normalize(nodes.quats, dim=-1),
-            "nodes.log_radii": nodes.log_radii - math.log(frame.scale),
-            "nodes.rest": torch.tensor([self.motion.rest]),
+        nodes.positions = (nodes.positions.double() / frame.scale + frame.center.to(self.device)).float()
+        nodes.log_radii = nodes.log_radii - math.log(frame.scale)
+        return state_of(nodes) | {
             "gaussian.nodes": (p["follows"].detach() + 1).to(torch.int32),
             "gaussian.weights": p["weights"].detach().clone(),
         }
-
-
-def nodes_of(scene: Scene) -> Nodes:
-    """The nodes of a finished scene, in the data's own frame."""
-    s = scene.mode_state
-    names = ("nodes.times", "nodes.positions", "nodes.quats", "nodes.log_radii")
-    return Nodes(*(s[n] for n in names), rest=int(s["nodes.rest"]))
-
-
-def moves(scene: Scene) -> Tensor:
-    """Bool [N]: which Gaussians of a finished scene move."""
-    return scene.mode_state["gaussian.nodes"][:, 0] > 0
-
-
-def at(scene: Scene, time: float | None) -> Gaussians:
-    """The Gaussians of a finished scene at a time, each by its own clock; None gives the nodes' rest frame."""
-    g, s = scene.gaussians, scene.mode_state
-    if time is None:
-        return g
-    moving = moves(scene).nonzero()[:, 0]
-    if not len(moving):
-        return g
-    ids, weights = s["gaussian.nodes"][moving].long().clamp_min(1) - 1, s["gaussian.weights"][moving]
-    motion = _by_clock(nodes_of(scene), ids, weights, time, s.get("gaussian.clock"), moving)
-    means, quats = g.means[moving], g.quats[moving]
-    placed = s.get("gaussian.placed")
-    if placed is None:
-        means, quats = skinning.move(means, quats, motion)
-    else:
-        # Moved as a whole: x(t) = A D(t) A^-1 x, so that it is A's picture of what it was, at every time.
-        log_scale, turn, shift = placement(placed[moving])
-        size = log_scale.exp()[:, None]
-        back = dualquat.quat_conj(turn)
-        home = dualquat.rotate(back, means - shift) / size
-        means, quats = skinning.move(home, dualquat.quat_mul(back, quats), motion)
-        means, quats = dualquat.rotate(turn, means * size) + shift, dualquat.quat_mul(turn, quats)
-    return replace(g, means=g.means.index_put((moving,), means), quats=g.quats.index_put((moving,), quats))
-
-
-def placement(placed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log scale [N], turn [N, 4] and shift [N, 3] of rows of ``gaussian.placed``."""
-    turn = placed[:, 1:5] + placed.new_tensor([1.0, 0, 0, 0])
-    return placed[:, 0], torch.nn.functional.normalize(turn, dim=1), placed[:, 5:]
-
-
-def _by_clock(nodes: Nodes, ids: Tensor, weights: Tensor, time: float, clock: Tensor | None, rows: Tensor) -> Tensor:
-    """[R, 8] motions of Gaussians that may each have a clock of their own."""
-    if clock is None:
-        return skinning.motions(nodes.at(time), ids, weights)
-    own = (1 + clock[rows, 0]) * time + clock[rows, 1]
-    out = weights.new_zeros(len(rows), 8)
-    for value in own.unique().tolist():
-        group = own == value
-        out[group] = skinning.motions(nodes.at(value), ids[group], weights[group])
-    return out
 
 
 def _mask_loss(out: RenderOutput, mask: Tensor) -> Tensor:

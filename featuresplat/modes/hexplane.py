@@ -20,11 +20,15 @@ from torch.nn.functional import grid_sample
 from featuresplat import modes
 from featuresplat.errors import FeaturesplatError
 from featuresplat.modes._motion import dualquat
+from featuresplat.modes._motion.panel import panel
+from featuresplat.modes._motion.pictures import KINDS, picture, report
 from featuresplat.modes.static import Mode as StaticMode
 from featuresplat.types import Gaussians, RenderOutput
 
 if TYPE_CHECKING:
     from featuresplat.scene import Scene
+
+__all__ = ["KINDS", "Mode", "at", "panel", "picture", "report"]
 
 CHANNELS, HIDDEN = 16, 48
 PAIRS = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))

@@ -105,8 +105,10 @@ def test_times_between_and_outside():
     times = torch.tensor([0.0, 0.25, 1.0])
     assert bracket(times, 0.25) == (1, 1, 0.0)
     i, j, u = bracket(times, 0.625)
-    assert (i, j) == (1, 2) and u == pytest.approx(0.5)
-    assert bracket(times, -3.0) == (0, 0, 0.0) and bracket(times, 7.0) == (2, 2, 0.0)
+    assert (i, j) == (1, 2)
+    assert u == pytest.approx(0.5)
+    assert bracket(times, -3.0) == (0, 0, 0.0)
+    assert bracket(times, 7.0) == (2, 2, 0.0)
 
 
 def test_rbf_weights_by_hand():
