@@ -28,7 +28,7 @@ from featuresplat.raster._inputs import GeometryGrad, Precision
 from featuresplat.raster._nvrtc_sources import Sources, engine_sources
 
 VARIANTS: dict[str, list[dict[str, int]]] = {
-    "features": [{"features.QUADS": q} for q in (1, 2, 4)],
+    "features": [{"features.QUADS": q, "features.WARPS": w} for q in (2, 4) for w in (1, 2, 4, 8)],
     "few": [{"FEW": 0}, {"FEW": 16}],
     "lift": [{"lift.TILES": t, "lift.BATCH": b} for t in (2, 4, 8) for b in (16, 32)],
     "backward": [

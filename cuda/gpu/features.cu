@@ -7,6 +7,9 @@
 #ifndef QUADS
 #define QUADS 4  // channels of a block in units of 32; blockIdx.y chooses which
 #endif
+#ifndef WARPS
+#define WARPS 8  // of a block
+#endif
 #ifndef HALF
 #define HALF 0  // 1: operands are rounded to float16, features scaled by a power of two
 #endif
@@ -40,13 +43,17 @@ FS_DEVICE void store_channels(float* row, int64_t channel, int64_t dim, float4 v
 
 FS_DEVICE float component(const float4& v, int k) { return k == 0 ? v.x : k == 1 ? v.y : k == 2 ? v.z : v.w; }
 
+// The warps of a tile may be spread over several blocks.
+FS_DEVICE int tile_of_warp() { return static_cast<int>((blockIdx.x * WARPS + fs_warp()) / kPatches); }
+FS_DEVICE int patch_of_warp() { return static_cast<int>((blockIdx.x * WARPS + fs_warp()) % kPatches); }
+
 // Of the greatest feature, biased as in its bits, and so that its inverse is a number too.
 FS_DEVICE int exponent_of(const FeaturesArgs& a) { return min(max(*a.most >> 23, 1), 253); }
 
 // Sums of the warp's pixels into the image.
 FS_DEVICE void write_sums(const FeaturesArgs& a, const float (&sums)[2][4 * QUADS][4]) {
-  const int warp = fs_warp(), lane = again(fs_lane()), g = lane >> 2, t = lane & 3;
-  const Place place = place_of(again(blockIdx.x), a.tiles, a.tiles_x);
+  const int warp = again(patch_of_warp()), lane = again(fs_lane()), g = lane >> 2, t = lane & 3;
+  const Place place = place_of(again(tile_of_warp()), a.tiles, a.tiles_x);
   const int x = place.x + patch_x(warp) + g, y0 = place.y + patch_y(warp);
   const int64_t channel = static_cast<int64_t>(blockIdx.y) * (32 * QUADS) + 8 * t;
 #if HALF
@@ -72,22 +79,27 @@ FS_DEVICE void write_sums(const FeaturesArgs& a, const float (&sums)[2][4 * QUAD
   }
 }
 
-FS_KERNEL_OCCUPANCY(256, 1, blend_features, const FeaturesArgs a) {
-  FS_SHARED(Ring, rings, kPatches);
+FS_KERNEL_OCCUPANCY(32 * WARPS, 1, blend_features, const FeaturesArgs a) {
+  FS_SHARED(Ring, rings, WARPS);
+  FS_SHARED(int32_t, lasts, 32 * WARPS);  // of each pixel; not in registers, of which there are too few
   if (a.only_if && !*a.only_if) return;
-  const int tile = blockIdx.x, warp = fs_warp(), lane = fs_lane(), g = lane >> 2, t = lane & 3;
+  const int lane = fs_lane(), g = lane >> 2, t = lane & 3;
+  const int tile = tile_of_warp(), warp = patch_of_warp();
   const Place place = place_of(tile, a.tiles, a.tiles_x);
   const uint32_t first = a.offsets[tile];
   int channel = static_cast<int>(blockIdx.y) * (32 * QUADS);
   const int x = place.x + patch_x(warp) + g, y0 = place.y + patch_y(warp);
   const int32_t* last_row = a.last + (static_cast<int64_t>(place.camera) * a.height + y0) * a.width + x;
-  int last[4], farthest = 0;
+  int32_t* last = lasts + 32 * fs_warp();
+  int farthest = 0;
   float T[4];
   for (int y = 0; y < 4; ++y) {
-    last[y] = x < a.width && y0 + y < a.height ? last_row[static_cast<int64_t>(y) * a.width] : 0;
-    farthest = max(farthest, last[y]), T[y] = 1;
+    const int stop = x < a.width && y0 + y < a.height ? last_row[static_cast<int64_t>(y) * a.width] : 0;
+    if (t == 0) last[8 * y + g] = stop;
+    farthest = max(farthest, stop), T[y] = 1;
   }
   farthest = warp_max(farthest);
+  fs_syncwarp();
 #if HALF
   const float scale = fs_uint_as_float(static_cast<uint32_t>(254 - exponent_of(a)) << 23);  // brings features near 1
 #endif
@@ -99,11 +111,12 @@ FS_KERNEL_OCCUPANCY(256, 1, blend_features, const FeaturesArgs a) {
       for (int i = 0; i < 4; ++i) sums[m][k][i] = 0;
     }
   }
-  Ring& ring = rings[warp];
+  Ring& ring = rings[fs_warp()];
   const uint32_t before = static_cast<uint32_t>(a.n * place.camera);
   auto take = [&](int head, int members) {
     float w[4][4];  // rows of the patch, splats
-    const float px = patch_x(again(warp)) + g - 7.5f, py0 = patch_y(again(warp)) - 7.5f;
+    const int patch = again(patch_of_warp());
+    const float px = patch_x(patch) + g - 7.5f, py0 = patch_y(patch) - 7.5f;
     uint32_t rows[4];
     for (int j = 0; j < 4; ++j) {
       const bool there = 4 * t + j < members;
@@ -113,7 +126,7 @@ FS_KERNEL_OCCUPANCY(256, 1, blend_features, const FeaturesArgs a) {
       const int index = there ? place_in_list(more) : kNever;
       for (int y = 0; y < 4; ++y) {
         const float al = fminf(alpha_at(shape, more.x, more.y, more.z, px, py0 + y), a.alpha_max);
-        w[y][j] = index < last[y] ? al : 0.f;
+        w[y][j] = index < last[8 * y + g] ? al : 0.f;
       }
     }
     for (int y = 0; y < 4; ++y) {

@@ -64,6 +64,16 @@ FS_KERNEL(256, lift, const LiftArgs a) {
       split_pair(v[0].w, v[1].w, high[2 * c + 1][k][part + 1], low[2 * c + 1][k][part + 1]);
     }
   }
+  float4 ahead = make_float4(0, 0, 0, 0);
+  uint32_t slot_ahead = 0;
+  auto load = [&](int base) {
+    const int index = base + (static_cast<int>(threadIdx.x) >> 1), half = threadIdx.x & 1;
+    if (threadIdx.x >= 2 * BATCH || index >= count) return;
+    const int64_t at = first + static_cast<uint32_t>(index);
+    ahead = fs_ldg(reinterpret_cast<const float4*>(a.entries) + 3 * at + half);
+    if (!half) slot_ahead = fs_ldg(a.slots + at);
+  };
+  load(0);
   uint16_t* hw = s.high[warp];
   uint16_t* lw = s.low[warp];
   for (int base = 0; base < count; base += BATCH) {
@@ -76,11 +86,9 @@ FS_KERNEL(256, lift, const LiftArgs a) {
     const int n = min(BATCH, count - base);
     if (threadIdx.x < 2 * BATCH) {
       const int k = static_cast<int>(threadIdx.x) >> 1;
-      if (k < n) {
-        const float4 v = fs_ldg(reinterpret_cast<const float4*>(a.entries) + 3 * static_cast<int64_t>(first + base + k) + (threadIdx.x & 1));
-        if (threadIdx.x & 1) s.more[k] = v;
-        else s.shape[k] = v, s.slot[k] = a.slots[first + base + k];
-      }
+      if (threadIdx.x & 1) s.more[k] = ahead;
+      else s.shape[k] = ahead, s.slot[k] = slot_ahead;
+      load(base + BATCH);  // under way while this batch is worked on
     }
     fs_sync();
     bool hit = lane < n && (fs_float_as_uint(s.more[lane % BATCH].w) >> warp & 1);
@@ -91,25 +99,44 @@ FS_KERNEL(256, lift, const LiftArgs a) {
 #endif
     const uint32_t taken = fs_ballot(hit);
     if (lane == 0) s.taken[warp] = taken;
-    int rows = 0;
-    for (uint32_t left = taken; left; left &= left - 1, ++rows) {
-      const int k = fs_ffs(left) - 1;
-      const float4 shape = s.shape[k], more = s.more[k];
-      const float al = fminf(alpha_at(shape, more.x, more.y, more.z, px, py), a.alpha_max);
-      const float next = fmaf(-al, T, T);
+    const int rows = fs_popc(taken);
+    uint32_t left = taken;
+    for (int row = 0; row < rows; row += 4) {  // four at a time, so that they do not wait for each other
+      float al[4];
+      bool counts[4];
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        const bool there = left != 0;
+        const int k = there ? fs_ffs(left) - 1 : 0;
+        left &= left - 1;
+        const float4 shape = s.shape[k], more = s.more[k];
+        al[m] = fminf(alpha_at(shape, more.x, more.y, more.z, px, py), a.alpha_max);
 #if STOPS
-      const bool counts = base + k < last;
+        counts[m] = there && base + k < last;
 #else
-      if (al > 0 && !(next > a.transmittance_min)) live = false;
-      const bool counts = live;
+        counts[m] = there;
 #endif
-      float w = 0;
-      if (counts) w = POWER == 2 ? al * T * (al * T) : al * T, T = next;
-      uint32_t h, l;
-      split_pair(w, 0.f, h, l);
-      hw[rows * kWeightRow + lane] = static_cast<uint16_t>(h), lw[rows * kWeightRow + lane] = static_cast<uint16_t>(l);
+      }
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        const float next = fmaf(-al[m], T, T);
+#if !STOPS
+        if (counts[m] && al[m] > 0 && !(next > a.transmittance_min)) live = false;
+        counts[m] = counts[m] && live;
+#endif
+        const float first_power = counts[m] ? al[m] * T : 0.f, w = POWER == 2 ? first_power * first_power : first_power;
+        T = counts[m] ? next : T;
+        uint32_t h, l;
+        split_pair(w, 0.f, h, l);
+        hw[(row + m) * kWeightRow + lane] = static_cast<uint16_t>(h), lw[(row + m) * kWeightRow + lane] = static_cast<uint16_t>(l);
+      }
     }
-    for (int k = rows; k & 7; ++k) hw[k * kWeightRow + lane] = lw[k * kWeightRow + lane] = 0;
+    if (((rows + 3) & 4) && rows) {  // an odd number of fours: zeros up to a multiple of 8
+      for (int m = 0; m < 4; ++m) {
+        const int row = ((rows + 3) & ~3) + m;
+        hw[row * kWeightRow + lane] = lw[row * kWeightRow + lane] = 0;
+      }
+    }
     fs_syncwarp();
     for (int begin = 0; begin < rows; begin += 8) {
       const int at = (begin + (lane & 7)) * kWeightRow + (lane >> 3) * 8;

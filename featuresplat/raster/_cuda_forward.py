@@ -135,8 +135,8 @@ def blend_features(
         "tiles": f.tiles, "tiles_x": f.tiles_x, "alpha_max": inputs.settings.alpha_max,
     }  # fmt: skip
     constants = {**shape, "HALF": int(most is not None), "ALIGNED": options.aligned(dim, rows, image)}
-    grid = (f.all_tiles, blocks(dim, 32 * shape["QUADS"]))
-    f.launch("blend_features", "features.cu", "FeaturesArgs", grid, 256, values, constants)
+    grid = (f.all_tiles * 8 // shape["WARPS"], blocks(dim, 32 * shape["QUADS"]))
+    f.launch("blend_features", "features.cu", "FeaturesArgs", grid, 32 * shape["WARPS"], values, constants)
 
 
 def blend_pixels(inputs: RasterInputs, out: Rendered, rgb: int, channels: int, only_if: Tensor | None) -> None:

@@ -80,7 +80,8 @@ def checked_late(rows: Tensor, device: torch.device) -> bool:
 
 def features_shape(dim: int) -> dict[str, int]:
     """Channels of a block of features.cu, in units of 32."""
-    return {"QUADS": overrides.get("features.QUADS", 1 if dim <= 32 else 2 if dim <= 64 else 4)}
+    quads = overrides.get("features.QUADS", 1 if dim <= 32 else 2 if dim <= 64 else 4)
+    return {"QUADS": quads, "WARPS": overrides.get("features.WARPS", 4)}
 
 
 def deterministic() -> bool:
@@ -95,8 +96,8 @@ def combinations(arch: int) -> list[tuple[str, dict[str, int]]]:
     matrix, limit = int(arch >= 80), 1024 * SHARED_LIMITS.get(arch, 48)
     found += [("blend.cu", {"RGB": 1, "CHANNELS": c}) for c in (0, 3, FEW)]
     if matrix:
-        found += [("features.cu", {"QUADS": q, "HALF": h, "ALIGNED": 1}) for q in (1, 2, 4) for h in (0, 1)]
-        found += [("features.cu", {"QUADS": 4, "HALF": h, "ALIGNED": 0}) for h in (0, 1)]
+        found += [("features.cu", {"QUADS": q, "WARPS": 4, "HALF": h, "ALIGNED": 1}) for q in (1, 2, 4) for h in (0, 1)]
+        found += [("features.cu", {"QUADS": 4, "WARPS": 4, "HALF": h, "ALIGNED": 0}) for h in (0, 1)]
     else:
         found += [("blend.cu", {"RGB": 0, "CHANNELS": FEW})]
     lift = {"STOPS": 1, "POWER": 1, "WEIGHTS": 0, "FIXED": 0, "ALIGNED": 1}
