@@ -69,7 +69,9 @@ def start(
     scene, folder = open_scene(source, device)
     name = Path(source).resolve().name if isinstance(source, (str, Path)) else "featuresplat"
     app = App(scene, folder, title=name)
-    return app, app.start(host, port, token)
+    lines = app.start(host, port, token)
+    app.warm()
+    return app, lines
 
 
 def view(source: Scene | str | Path, *, block: bool = True, **options: Any) -> App:

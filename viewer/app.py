@@ -22,6 +22,7 @@ from featuresplat.errors import FeaturesplatError
 from featuresplat.evaluate import dataset_of
 from featuresplat.io.images import resize_area
 from featuresplat.paths import focus_point
+from featuresplat.prompts import pieces, surface, text
 from featuresplat.scene import Scene
 from featuresplat.types import Cameras
 
@@ -124,6 +125,18 @@ class App:
         )
         server.gui.main_panel.dock_right()
         server.gui.set_panel_label(self.title)
+
+    def warm(self) -> None:
+        """Get ready, in the background, what the first question and the first click would wait for."""
+
+        def run() -> None:
+            scene = self.document.scene
+            with contextlib.suppress(Exception):  # what cannot be had says so when it is asked for
+                text.ask(scene, "object")
+            with contextlib.suppress(Exception):
+                pieces.pieces_of(scene, surface.snapshot(scene))
+
+        threading.Thread(target=run, name="viewer warm-up", daemon=True).start()
 
     def stop(self) -> None:
         """Close every browser's session and the server; may be called twice."""

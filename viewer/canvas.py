@@ -53,6 +53,7 @@ class Canvas:
         self._splat_node: Any = None
         self._splat_key: tuple | None = None
         self._frustums: Any = None
+        self._frustum_nodes: list[tuple[np.ndarray, Any]] = []
         self._frustum_key: Any = None
 
     def changed(self, moving: bool) -> None:
@@ -84,6 +85,7 @@ class Canvas:
         if session.closed:
             return False
         try:
+            self._clear_the_view(ticket.what)
             if self.by_browser(look, ticket.full):
                 return self._show_splats(ticket.what, look, state)
             return self._show_picture(ticket, look, state)
@@ -197,12 +199,14 @@ class Canvas:
             return
         self._frustum_key = wanted
         if self._frustums is not None:
+            self._frustum_nodes = []
             self._frustums.remove()
             self._frustums = None
         if wanted is None:
             return
         scene = session.client.scene
         self._frustums = scene.add_frame(FRUSTUMS, show_axes=False)
+        nodes = []
         step = max(1, -(-len(wanted) // MOST_FRUSTUMS))
         test = set(session.scene.names("test"))
         for i in range(0, len(wanted), step):
@@ -214,6 +218,15 @@ class Canvas:
                 wxyz=wxyz_of(camera), position=camera.positions[0].numpy(), image=app.thumbnail(wanted.names[i]),
             )  # fmt: skip
             node.on_click(self._flight(i))
+            nodes.append((camera.positions[0].numpy(), node))
+        self._frustum_nodes = nodes
+
+    def _clear_the_view(self, pose: Pose) -> None:
+        """Hide the frustums that one looks out of: they would stand in front of everything."""
+        for position, node in list(self._frustum_nodes):
+            far = np.linalg.norm(position - np.asarray(pose.position)) > 0.15 * self.session.app.extent
+            if node.visible != far:
+                node.visible = bool(far)
 
     def _flight(self, index: int):
         async def clicked(_: Any) -> None:

@@ -32,15 +32,20 @@ class Memo:
     """The last few results, by what they were made from: tensors and scenes by identity, everything else by value."""
 
     def __init__(self, size: int = KEPT_RESULTS):
-        self._lock = threading.RLock()
+        self._guard = threading.Lock()
+        self._locks: dict[Any, threading.RLock] = {}
         self._results: deque[tuple[tuple, Any]] = deque(maxlen=size)
 
     def __call__(self, make: Callable[[], Any], *key: Any) -> Any:
-        """The result for ``key``; ``make`` is called where there is none. An exception is not remembered."""
+        """The result for ``key``, whose first part names its kind; where there is none ``make`` is called, one at a
+        time of each kind. An exception is not remembered.
+        """
         found = self._find(key)
         if found:
             return found[0]
-        with self._lock:
+        with self._guard:
+            lock = self._locks.setdefault(key[0], threading.RLock())
+        with lock:
             found = self._find(key)
             if found:
                 return found[0]

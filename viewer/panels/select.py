@@ -27,9 +27,9 @@ def panel(app: Any) -> Panel:
         [
             Choice("Tool", tuple(TOOLS.values()), lambda s: TOOLS[s.pointer.tool], _tool),
             Note(lambda s: ADVICE[s.pointer.tool]),
-            Check("Clicks mark the object", lambda s: s.pointer.positive,
+            Check("On the object", lambda s: s.pointer.positive,
                   lambda s, v: setattr(s.pointer, "positive", v), when=lambda s: s.pointer.tool == "point",
-                  hint="Off: they mark what is not part of it"),
+                  hint="Off: clicks mark what is not part of it"),
             Button("New object", lambda s: s.pointer.forget_points(), icon="target",
                    when=lambda s: bool(s.pointer.points), hint="The next click begins anew"),
             Slider("Brush size", 0.005, 0.1, 0.005, lambda s: s.pointer.radius,

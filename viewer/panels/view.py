@@ -11,6 +11,7 @@ from featuresplat.controls import Button, Check, Choice, Color, Group, Note, Pan
 
 from ..cameras import bounds
 from ..pictures import kinds_of
+from .select import find
 
 DRAW = {"auto": "Automatic", "splats": "Splats, by the browser", "render": "Renders, by the engine"}
 FLY, ORBIT = "Fly", "Orbit"
@@ -90,6 +91,9 @@ def _set_kind(s: Any, label: str) -> None:
         s.scene.field(s.look.field or None)
     if kind == "relevancy" and not s.state.prompts:
         s.say("Nothing is asked yet", "Type what to look for in the panel Ask.")
+        return
+    if kind == "instances":
+        find(s)
         return
     s.show(kind=kind)
 
