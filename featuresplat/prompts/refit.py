@@ -125,7 +125,8 @@ class _Ground:
             return None
         places = self.flat[self.standing]
         reach = 2 * np.ptp(places, axis=0).max() + 20 * self.cell
-        near = self.support & ~self.gone & (np.abs(self.heights) < 4) & ~self.covered()
+        # Ground that no view sees has any colour.
+        near = self.support & ~self.gone & (np.abs(self.heights) < 4) & ~self.covered() & _shown(self.scene)
         near &= np.abs(self.flat - places.mean(0)).max(1) < reach
         if near.sum() < 8:
             return None
@@ -147,6 +148,20 @@ class _Ground:
             shN=torch.zeros(count, *g.shN.shape[1:]).to(g.means),
         )
         return replace(scene.rows(torch.from_numpy(nearest).to(device)), gaussians=new)
+
+
+def _shown(scene: Scene, views: int = 8) -> np.ndarray:
+    """bool [N]: makes up a fifth of a pixel in one of some views."""
+    g, out = scene.gaussians, torch.zeros(len(scene.gaussians), device=scene.gaussians.means.device)
+    for i in np.unique(np.linspace(0, len(scene.cameras) - 1, views).round().astype(int)):
+        camera = smaller(scene.cameras[int(i)], PIXELS)
+        viewmats, Ks = camera.viewmats.to(g.means), camera.Ks.to(g.means)
+        found = raster.contributions(
+            g.means, g.quats, g.scales, g.opacities, viewmats, Ks, camera.width, camera.height,
+            settings=scene.raster_settings(),
+        )  # fmt: skip
+        out = torch.maximum(out, found.maxima[0])
+    return (out > 0.2).cpu().numpy()
 
 
 def _across(places: np.ndarray, values: np.ndarray, spots: np.ndarray) -> np.ndarray:
