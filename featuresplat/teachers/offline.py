@@ -1,9 +1,10 @@
 """Teacher `offline`: text without a hub. An ImageNet classifier looks, a sentence model reads; both come from PyPI.
 
 Maps. EfficientNet-Lite2 is applied densely at several sizes of the photograph. Its class logits, centred over the
-1000 classes (z), are mixed over the sizes and pooled within colour segments. They stay linear, so that the lift adds
-up the evidence of all views before anything decides (a softmax first loses what no single view is sure of). Kept are
-the 383 directions that the classifier's own weights span best, and one channel that is constant.
+1000 classes (z), are mixed over the sizes and pooled within colour segments; compact segments are also cut out, laid
+on grey and classified by themselves. All stays linear, so that the lift adds up the evidence of all views before
+anything decides (a softmax first loses what no single view is sure of). Kept are the 383 directions that the
+classifier's own weights span best, and one channel that is constant.
 
 Text. A phrase becomes a mixture of classes, by the similarity of its sentence embedding (all-MiniLM-L6-v2) with the
 class names, in the manner of ConSE (Norouzi et al. 2013). The canonical phrases are the constant channel: they say
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,6 +30,7 @@ from featuresplat.config_fields import TeacherConfig
 from featuresplat.teachers import CANONICAL
 from featuresplat.teachers._classifier import STRIDE, DenseClassifier, head, weights_file
 from featuresplat.teachers._common import check_image, fitted, resized
+from featuresplat.teachers._levels import crop
 from featuresplat.teachers._segments import label_map
 from featuresplat.teachers._sentences import SentenceEncoder, model_folder
 
@@ -37,7 +40,7 @@ ABOUT = (
     "anything rarer."
 )
 DIM = 384
-CONSTANT = 3.0
+CONSTANT = 5.0
 """Value of the constant channel: the centred logit above which a class counts as seen."""
 _LONGEST = 960
 _SIZES = ((1.0, 0.7), (2 / 3, 0.3))
@@ -45,6 +48,11 @@ _SIZES = ((1.0, 0.7), (2 / 3, 0.3))
 _OUT = 100
 """Longer side of a map."""
 _SEGMENT_SCALE = 300.0
+_CROP, _CROPS, _CROP_WEIGHT = 160, 24, 0.5
+"""Side of a crop in pixels, how many at most, and their weight beside the dense evidence."""
+_CROP_AREA, _CROP_COMPACT = (0.0015, 0.2), 0.35
+"""Segments that are cut out: shares of the image, and the least share of their box that they fill."""
+_BATCH = 8
 _SOFTNESS = 0.03
 """Temperature of the softmax over similarities with class names."""
 
@@ -84,8 +92,10 @@ class Teacher:
         image = check_image(image)
         scale = _OUT / max(image.shape[:2])
         height, width = (max(1, round(side * min(1.0, scale))) for side in image.shape[:2])
-        evidence = self.evidence(image, height, width)
-        evidence = pooled(evidence, label_map(image, _SEGMENT_SCALE))
+        labels = label_map(image, _SEGMENT_SCALE)
+        share = shares(labels, height, width)
+        evidence = pooled(self.evidence(image, height, width), share)
+        evidence += _CROP_WEIGHT * spread(self.crop_evidence(image, labels), share, height, width)
         constant = evidence.new_full((height, width, 1), CONSTANT)
         return torch.cat([evidence, constant], dim=2)
 
@@ -98,6 +108,16 @@ class Teacher:
             logits = F.linear(cells, self.project, self.offset).permute(2, 0, 1)[None]
             total += weight * F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
         return total[0].permute(1, 2, 0)
+
+    def crop_evidence(self, image: Tensor, labels: Tensor) -> Tensor:
+        """Projected centred logits [S, 383] of the segments [H, W], each cut out; zero for those that are not."""
+        out = torch.zeros(int(labels.max()) + 1, DIM - 1)
+        chosen = worth_a_look(labels)
+        crops = [crop(image, labels == k, _CROP, margin=0.1, fill=0.5) for k in chosen]
+        for numbers, batch in zip(_batches(chosen), _batches(crops), strict=True):
+            features = self.classifier.features(torch.cat(batch)).mean((2, 3))
+            out[numbers] = F.linear(features, self.project, self.offset)
+        return out
 
     def encode_text(self, phrases: Sequence[str]) -> Tensor:
         """P phrases to [P, 384] of unit length."""
@@ -145,17 +165,43 @@ def class_names() -> list[str]:
     return (resources.files("featuresplat.teachers") / "imagenet_classes.txt").read_text("utf-8").splitlines()
 
 
-def pooled(values: Tensor, labels: Tensor) -> Tensor:
-    """[h, w, F] averaged within the segments [H, W], each pixel taking its segments' means by area."""
-    height, width = values.shape[:2]
-    count = int(labels.max()) + 1
-    # Shares of cells in segments: pixels are counted into (segment, cell) pairs.
+def shares(labels: Tensor, height: int, width: int) -> Tensor:
+    """[S, height * width]: pixels of each segment [H, W] in each cell of a grid."""
+    count, cells = int(labels.max()) + 1, height * width
     rows = (torch.arange(labels.shape[0]) * height // labels.shape[0])[:, None]
     columns = (torch.arange(labels.shape[1]) * width // labels.shape[1])[None]
-    pairs = (labels * (height * width) + rows * width + columns).flatten()
-    share = torch.bincount(pairs, minlength=count * height * width).view(count, -1).float()
+    pairs = (labels * cells + rows * width + columns).flatten()
+    return torch.bincount(pairs, minlength=count * cells).view(count, cells).float()
+
+
+def pooled(values: Tensor, share: Tensor) -> Tensor:
+    """[h, w, F] averaged within segments, each cell taking its segments' means by area."""
     means = share @ values.flatten(0, 1) / share.sum(1, keepdim=True).clamp_min(1)
+    return spread(means, share, *values.shape[:2])
+
+
+def spread(means: Tensor, share: Tensor, height: int, width: int) -> Tensor:
+    """Values of segments [S, F] to [height, width, F], by area."""
     return (share.T @ means / share.sum(0).clamp_min(1)[:, None]).view(height, width, -1)
+
+
+def worth_a_look(labels: Tensor) -> list[int]:
+    """Numbers of the segments [H, W] that may be a thing by themselves: compact, neither specks nor half the image;
+    the largest first, not too many."""
+    low, high = (share * labels.numel() for share in _CROP_AREA)
+    found = []
+    for number, box in enumerate(ndimage.find_objects((labels + 1).numpy())):
+        if box is None:
+            continue
+        inside = labels[box] == number
+        area = int(inside.sum())
+        if low <= area <= high and area >= _CROP_COMPACT * inside.numel():
+            found.append((-area, number))
+    return [number for _, number in sorted(found)[:_CROPS]]
+
+
+def _batches(items: list[Any]) -> list[list[Any]]:
+    return [items[i : i + _BATCH] for i in range(0, len(items), _BATCH)]
 
 
 @lru_cache(maxsize=2)

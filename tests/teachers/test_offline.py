@@ -112,15 +112,16 @@ def test_canonical_phrases_are_the_constant_channel(teacher):
 
 
 def test_pooling_averages_within_segments():
-    from featuresplat.teachers.offline import pooled
+    from featuresplat.teachers.offline import pooled, shares
 
     labels = torch.zeros(4, 6, dtype=torch.int64)
     labels[:, 3:] = 1
     values = torch.arange(12.0).view(2, 6, 1)
     # Left: 0 1 2 6 7 8, mean 4; right: 3 4 5 9 10 11, mean 7.
-    torch.testing.assert_close(pooled(values, labels)[..., 0], torch.tensor([[4.0, 4, 4, 7, 7, 7]] * 2))
+    torch.testing.assert_close(pooled(values, shares(labels, 2, 6))[..., 0], torch.tensor([[4.0, 4, 4, 7, 7, 7]] * 2))
     # A cell cut in half by a border takes the mean of both segments.
-    halved = pooled(torch.tensor([[[1.0], [5.0], [9.0]]]), torch.tensor([[0, 0, 0, 1, 1, 1]]))
+    cut = torch.tensor([[0, 0, 0, 1, 1, 1]])
+    halved = pooled(torch.tensor([[[1.0], [5.0], [9.0]]]), shares(cut, 1, 3))
     torch.testing.assert_close(halved[0, :, 0], torch.tensor([7 / 3, 5.0, 23 / 3]))
 
 
@@ -178,3 +179,16 @@ def test_a_file_of_other_weights_is_refused(tmp_path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(FeaturesplatError, match=r"other\.pth"):
         make_teacher("offline", TeacherConfig(path=tmp_path / "other.pth"))
+
+
+def test_compact_segments_are_cut_out():
+    from featuresplat.teachers.offline import worth_a_look
+
+    labels = torch.zeros(100, 100, dtype=torch.int64)  # 0: the rest, too large
+    labels[10:30, 10:30] = 1  # 400 pixels, a square
+    labels[50:55, 50:55] = 2  # 25 pixels, the smallest that counts
+    labels[0, 0] = 3  # a speck
+    diagonal = torch.arange(40, 90)
+    labels[diagonal, diagonal] = 4  # a line through its box
+    labels[60:80, 10:40] = 5  # 600 pixels
+    assert worth_a_look(labels) == [5, 1, 2]
