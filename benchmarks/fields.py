@@ -224,13 +224,16 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     out: dict[str, Any] = {"gaussians": count, "views": len(cameras), "channels": args.channels}
     for name, one in (("map of every pixel", full), ("map of 32x24 cells", patch)):
         maps = Maps(cameras, args.channels, lambda i, one=one: one)
-        times = []
+        times, cpu = [], []
         for _ in range(args.repeat):
-            began = time.perf_counter()
+            began, used = time.perf_counter(), time.process_time()
             lift(scene, maps)
             times.append(time.perf_counter() - began)
-        out[name] = {"median_seconds": statistics.median(times), "seconds": times}
-        print(f"{name}: {statistics.median(times):.2f} s ({min(times):.2f} at best)", flush=True)
+            cpu.append(time.process_time() - used)
+        out[name] = {"median_seconds": statistics.median(times), "seconds": times, "cpu_seconds": cpu}
+        print(
+            f"{name}: {statistics.median(times):.2f} s ({min(times):.2f} at best), {min(cpu):.2f} s of CPU", flush=True
+        )
     out["peak_memory_bytes"] = memory.peak()
     print(f"peak memory {out['peak_memory_bytes'] / 2**20:.0f} MiB")
     return out
