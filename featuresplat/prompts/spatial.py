@@ -144,7 +144,7 @@ def mask_of(scene: Scene, camera: Cameras, selection: Selection | Tensor) -> Ten
         got = f"{len(values)} Gaussians, the scene {len(gaussians)}"
         raise FeaturesplatError(f"selection: is of {got}", "Select again on this scene.")
     seen = splat(gaussians, camera, values.to(gaussians.means)[:, None], scene.raster_settings())
-    return (seen[..., 0] >= 0.5 * seen[..., 1]) & (seen[..., 1] > 0.1)
+    return (seen[..., 0] >= 0.5 * seen[..., 1]) & (seen[..., 1] > 0.5)
 
 
 def pick(scene: Scene, camera: Cameras, x: float, y: float) -> Tensor:

@@ -38,6 +38,7 @@ BACKGROUND = "background"
 """A phrase of this name in a table counts as a label of its own; it is no prompt of its own accord."""
 OTHER = "other"
 """What prompts have to beat when a teacher has no canonical phrases (LSeg's own word for everything else)."""
+HALF = 0.5
 _ROWS = 1 << 24  # numbers decoded at a time
 
 
@@ -80,24 +81,23 @@ class TextQuery:
             return torch.cat(parts, dim=1)
 
     def view(self, scene: Scene, camera: Cameras) -> Tensor:
-        """[P, H, W] scores in 0..1 of the pixels of one camera; 0 where nothing is."""
+        """[P, H, W] scores in 0..1 of the pixels of one camera; 0 where more than half of a pixel is empty."""
         found = scene.fields[self.field]
         with torch.no_grad():
             vectors = self._vectors(found)
             linear = found.project(vectors)
             if linear is not None:
                 splats = torch.cat([found.codes @ linear.T, self._lengths(found)[:, None]], dim=1)
-                out = self._splat(scene, camera, splats)
+                out, weights = self._splat(scene, camera, splats)
                 products, lengths = out[..., :-1], out[..., -1]
             else:
-                out = self._splat(scene, camera, found.codes)
+                out, weights = self._splat(scene, camera, found.codes)
                 rows = max(1, _ROWS // found.out_dim)
                 decoded = [found.decode(part) for part in out.flatten(0, 1).split(rows)]
                 height, width = out.shape[:2]
                 products = torch.cat([d @ vectors.T for d in decoded]).view(height, width, -1)
                 lengths = torch.cat([d.norm(dim=1) for d in decoded]).view(height, width)
-                # A decoder answers to nothing too.
-                lengths = torch.where(out.norm(dim=-1) > 1e-3 * found.codes.norm(dim=1).max(), lengths, 0.0)
+            lengths = torch.where(weights > HALF, lengths, 0.0)
             return self._scores(products.flatten(0, 1), lengths.flatten()).view(-1, *lengths.shape)
 
     def masks(self, scores: Tensor, threshold: float | None = None) -> Tensor:
@@ -120,9 +120,12 @@ class TextQuery:
             )
         return torch.cat([self.prompts, self.contrast]).to(found.codes)
 
-    def _splat(self, scene: Scene, camera: Cameras, values: Tensor) -> Tensor:
-        """[H, W, C] values [N, C] as a camera sees them, without the haze that has no say in what is there."""
-        return splat(snapshot(scene, camera), camera, values, scene.raster_settings())[..., :-1]
+    def _splat(self, scene: Scene, camera: Cameras, values: Tensor) -> tuple[Tensor, Tensor]:
+        """[H, W, C] values [N, C] as a camera sees them, without the haze that has no say in what is there; and how
+        much of each pixel is covered.
+        """
+        out = splat(snapshot(scene, camera), camera, values, scene.raster_settings())
+        return out[..., :-1], out[..., -1]
 
     def _lengths(self, found: FeatureField) -> Tensor:
         """[N] lengths of the decoded features."""
