@@ -22,6 +22,8 @@ from featuresplat.raster import _nvrtc_compile as compiler
 from featuresplat.raster._cuda_options import combinations
 from featuresplat.raster._nvrtc_sources import engine_sources, key
 
+ALONE = ("ssim.cu",)
+"""Files without constants that the rasterizer does not list among its own."""
 ARCHITECTURES = (75, 80, 86, 89, 90, 120)
 _ENTRY = re.compile(
     r"Compiling entry function '(?P<kernel>\w+)'.*?(?P<stack>\d+) bytes stack frame, "
@@ -63,7 +65,10 @@ def examine(architectures: tuple[int, ...], out: Path | None = None, threads: in
         FeaturesplatError: NVRTC is missing or a file does not compile.
     """
     sources = engine_sources()
-    jobs = [(file, arch, key(constants)) for arch in architectures for file, constants in combinations(arch)]
+    jobs = []
+    for arch in architectures:
+        jobs += [(file, arch, key(constants)) for file, constants in combinations(arch)]
+    jobs += [(file, arch, ()) for file in sources.files for arch in architectures if file in ALONE]
 
     def one(job: tuple) -> list[Usage]:
         file, arch, constants = job
