@@ -209,7 +209,7 @@ def _plane(voxels: _Voxels, cameras: np.ndarray) -> tuple[np.ndarray, np.ndarray
         point = near[inside].mean(0)
         normal = np.linalg.svd(near[inside] - point, full_matrices=False)[2][2]
         inside = np.abs((near - point) @ normal) < voxels.tolerance
-    if inside.mean() < 0.15:
+    if inside.mean() < 0.25:
         return None
     return (normal if (cameras - point) @ normal > 0 else -normal), point
 
