@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import math
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from types import ModuleType
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import Tensor
@@ -57,7 +63,8 @@ def load_weights(teacher: str, what: str, load: Callable[[], T], path: Path | No
     if path is not None and not path.is_file():
         raise FeaturesplatError(f"{path}: there is no such file of weights", "Check --teacher.path.")
     try:
-        return load()
+        with _impatient_hub():
+            return load()
     except FeaturesplatError:
         raise
     except Exception as error:  # of hubs, sockets, unpicklers and shape checks, each with words of its own
@@ -71,6 +78,34 @@ def load_weights(teacher: str, what: str, load: Callable[[], T], path: Path | No
             f"({_first_line(error)})",
             f"Connect to the internet once, or give a local file with --teacher.path; {OFFLINE_HINT}.",
         ) from error
+
+
+@contextmanager
+def _impatient_hub() -> Iterator[None]:
+    """Where no name server knows the Hugging Face hub, its client is told to look into its cache only: it would try
+    for a minute, and print a dozen warnings, before it does so by itself. Behind a proxy it is left alone."""
+    try:
+        constants: Any = importlib.import_module("huggingface_hub.constants")
+        host = urlsplit(constants.ENDPOINT).hostname or ""
+    except (ImportError, AttributeError):
+        yield
+        return
+    before, level = constants.HF_HUB_OFFLINE, logging.root.manager.disable
+    constants.HF_HUB_OFFLINE = before or not (getproxies() or _known(host))
+    logging.disable(logging.ERROR)  # what went wrong is said once, by us
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+        logging.disable(level)
+
+
+def _known(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -188,4 +223,4 @@ def _hat(cells: int) -> Tensor:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {shorten(lines[0], 110, placeholder=' ...')}" if lines else type(error).__name__

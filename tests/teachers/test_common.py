@@ -84,3 +84,29 @@ def test_a_package_that_is_missing_or_broken(monkeypatch, tmp_path):
         _common.need("half_a_package", "sam")
     assert "doctor" in caught.value.hint
     sys.modules.pop("half_a_package", None)
+
+
+def test_without_a_name_server_the_hub_is_not_waited_for(monkeypatch, tmp_path):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    seen = []
+
+    def nowhere(*args, **kwargs):
+        raise OSError("Name or service not known")
+
+    def load():
+        seen.append(constants.HF_HUB_OFFLINE)
+        raise ValueError("nothing in the cache\nand more")
+
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(_common, "getproxies", dict)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(_common.socket, "getaddrinfo", nowhere)
+    with pytest.raises(FeaturesplatError, match=r"could not be downloaded \(ValueError: nothing in the cache\)"):
+        _common.load_weights("clip", "CLIP", load, None)
+    monkeypatch.setattr(_common.socket, "getaddrinfo", lambda *a: [])
+    with pytest.raises(FeaturesplatError):
+        _common.load_weights("clip", "CLIP", load, None)
+    assert seen == [True, False]
+    assert constants.HF_HUB_OFFLINE is False
+    assert _common.logging.root.manager.disable == 0
