@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from featuresplat import registry
 from featuresplat.errors import FeaturesplatError
 from featuresplat.io.formats import ending_of
 from featuresplat.io.scene_file import write_scene_file
@@ -23,6 +24,7 @@ def export_run(
     labels: Sequence[str] | None = None,
     instances: bool = False,
     time: float | None = None,
+    frames: int | None = None,
 ) -> int:
     """Write Gaussians in the format that the ending of ``out`` chooses (see `featuresplat.io.formats`).
 
@@ -37,6 +39,7 @@ def export_run(
             sequence takes the labels that the scene's field knows by itself.
         instances: add the column ``instance``, the object of each Gaussian, -1 for none.
         time: in 0..1, of a scene that moves.
+        frames: a sequence of so many files over the whole time, ``OUT`` with a number before its ending.
 
     Returns:
         How many Gaussians were written.
@@ -46,6 +49,12 @@ def export_run(
             in a format that holds none, labels without a field that answers text.
     """
     source, out = Path(source), Path(out)
+    if frames is not None:
+        return _sequence(source, out, frames, plain)
+    own = _endings_of_mode(source)
+    whole = next((e for e in own if out.name.lower().endswith(e)), None)
+    if whole is not None:
+        return own[whole](Scene.load(source), out)
     ending = ending_of(out)
     if out.is_dir():
         raise FeaturesplatError(f"{out}: is a folder.", "Give the name of a file.")
@@ -62,6 +71,24 @@ def export_run(
     comments, extra = _columns(scene, labels, instances)
     write_scene_file(out, scene.gaussians, scene.fields, plain, comments, extra)
     return len(scene.gaussians)
+
+
+def _endings_of_mode(source: Path) -> dict[str, Callable[[Scene, Path], int]]:
+    """What the mode of a run writes itself, by ending."""
+    if not source.is_dir():
+        return {}
+    return getattr(registry.load("modes", Scene.load(source).mode), "ENDINGS", {})
+
+
+def _sequence(source: Path, out: Path, frames: int, plain: bool) -> int:
+    """One file per time: OUT_0000.ply and so on; returns the number of Gaussians in each."""
+    if not 2 <= frames <= 9999:
+        raise FeaturesplatError(f"frames: expected 2 to 9999, got {frames}.", "For one time: --time 0.5.")
+    ending, count = ending_of(out), 0
+    stem = out.name[: -len(ending)]
+    for k in range(frames):
+        count = export_run(source, out.with_name(f"{stem}_{k:04d}{ending}"), plain, time=k / (frames - 1))
+    return count
 
 
 def _columns(scene: Scene, labels: Sequence[str] | None, instances: bool) -> tuple[list[str], dict[str, Tensor]]:

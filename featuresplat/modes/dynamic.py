@@ -32,11 +32,13 @@ from featuresplat.modes._motion.panel import panel
 from featuresplat.modes._motion.pictures import KINDS, picture, report
 from featuresplat.modes._motion.start import Start, start_of
 from featuresplat.modes._motion.trained import TrainedNodes
+from featuresplat.modes._motion.whole import ENDING, write_whole
 from featuresplat.modes.static import Mode as StaticMode
 from featuresplat.points import gaussians_from_points
 from featuresplat.types import Gaussians, PointCloud, RenderOutput
 
-__all__ = ["EDITS", "KINDS", "Mode", "at", "joined", "moved", "panel", "picture", "report", "understands"]
+ENDINGS = {ENDING: write_whole}
+__all__ = ["EDITS", "ENDINGS", "KINDS", "Mode", "at", "joined", "moved", "panel", "picture", "report", "understands"]
 
 REFRESH = 250
 """Steps between two choices of the nodes that each moving Gaussian follows."""

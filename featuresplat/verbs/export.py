@@ -18,6 +18,7 @@ def run(
     labels: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar='"PHRASE" ...')] = None,
     instances: Flag = False,
     time: float | None = None,
+    frames: int | None = None,
 ) -> None:
     """Write the Gaussians of a run, or of a file, in the format that the ending of OUT chooses.
 
@@ -29,10 +30,15 @@ def run(
             the run's field knows by itself.
         instances: Add the column `instance`: the object a Gaussian belongs to, -1 for none.
         time: In 0..1, of a scene that moves.
+        frames: Of a scene that moves: a sequence of so many files over the whole time, OUT_0000.ply and so on.
+            OUT.motion.safetensors is the whole motion in one file.
     """
     source = given("export", run, "the folder of a run, or a file of Gaussians", "runs/NAME OUT.ply")
     target = given("export", out, "the file to write", f"{run} OUT.ply")
     from featuresplat.export import export_run
 
-    count = export_run(source, target, plain, labels=labels, instances=instances, time=time)
+    count = export_run(source, target, plain, labels=labels, instances=instances, time=time, frames=frames)
+    if frames is not None:
+        print(f"{frames} files {target.stem}_NNNN{target.suffix}: {count} Gaussians each")
+        return
     print(f"{target}: {count} Gaussians, {target.stat().st_size / 1e6:.1f} MB")

@@ -9,15 +9,18 @@ import pytest
 import torch
 
 from featuresplat.errors import FeaturesplatError
+from featuresplat.export import export_run
 from featuresplat.modes import dynamic
+from featuresplat.modes._motion.codes import carried_by_nodes, on_nodes
 from featuresplat.modes._motion.edits import Echo, Freeze, Retime, understands
 from featuresplat.modes._motion.trace import carry
+from featuresplat.modes._motion.whole import read_whole, write_whole
 from featuresplat.points import gaussians_from_points
 from featuresplat.prompts.edits import Insert, Transform, edit_from_dict, known_kinds
 from featuresplat.prompts.selection import Selection
 from featuresplat.prompts.targets import Target
 from featuresplat.scene import RenderRequest, Scene
-from featuresplat.types import Cameras, PointCloud
+from featuresplat.types import Cameras, FeatureField, PointCloud
 
 TIMES = torch.linspace(0, 1, 5)
 
@@ -208,3 +211,53 @@ def test_the_report_has_a_section_over_time():
     assert title == "Over time"
     assert not more
     assert page.count("<img") == 6
+
+
+def with_field(scene: Scene) -> Scene:
+    codes = torch.tensor([[1.0, 0], [0, 1], [2, 3], [4, 5]])
+    return replace(scene, fields={"words": FeatureField(codes, "precomputed")})
+
+
+def test_codes_on_nodes_are_the_gaussians_own_where_each_has_its_node():
+    scene = with_field(make_scene())
+    field = scene.fields["words"]
+    assert torch.allclose(on_nodes(scene, field), field.codes[2:], atol=1e-2)
+    carried = carried_by_nodes(scene, field)
+    assert torch.equal(carried.codes[:2], field.codes[:2])
+    assert torch.allclose(carried.codes, field.codes, atol=1e-2)
+
+
+def test_a_node_without_any_gaussian_takes_the_mean():
+    scene = with_field(make_scene())
+    scene.mode_state["gaussian.nodes"] = torch.tensor([[0], [0], [1], [1]], dtype=torch.int32)
+    codes = on_nodes(scene, scene.fields["words"])
+    assert torch.allclose(codes[0], torch.tensor([3.0, 4]), atol=1e-2)
+    assert torch.allclose(codes[1], torch.tensor([3.0, 4]), atol=1e-2)
+
+
+def test_the_whole_motion_in_one_file(tmp_path):
+    scene = with_field(Retime(Target(), speed=-1.0, offset=1.0).apply(make_scene()))
+    scene.save(tmp_path / "run")
+    assert export_run(tmp_path / "run", tmp_path / "all.motion.safetensors") == 4
+    again = read_whole(tmp_path / "all.motion.safetensors", like=make_scene())
+    assert torch.allclose(again.at(0.3).means, scene.at(0.3).means)
+    assert torch.allclose(again.fields["words"].codes, scene.fields["words"].codes, atol=1e-2)
+
+
+def test_a_sequence_of_files_and_one_time(tmp_path):
+    scene = make_scene()
+    scene.save(tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "walk.ply", frames=3)
+    middle = Scene.load(tmp_path / "walk_0001.ply").gaussians
+    assert torch.allclose(middle.means, scene.at(0.5).means, atol=1e-6)
+    assert sorted(p.name for p in tmp_path.glob("walk_*.ply")) == ["walk_0000.ply", "walk_0001.ply", "walk_0002.ply"]
+    export_run(tmp_path / "run", tmp_path / "end.ply", time=1.0)
+    assert torch.allclose(Scene.load(tmp_path / "end.ply").gaussians.means, scene.at(1.0).means, atol=1e-6)
+
+
+def test_a_still_scene_has_no_motion_to_write(tmp_path):
+    with pytest.raises(FeaturesplatError, match="no nodes"):
+        write_whole(replace(make_scene(), mode="static", mode_state={}), tmp_path / "x.motion.safetensors")
+    make_scene().save(tmp_path / "run")
+    with pytest.raises(FeaturesplatError, match="frames"):
+        export_run(tmp_path / "run", tmp_path / "x.ply", frames=1)
