@@ -108,15 +108,14 @@ def parse(sentence: str, scene: Scene | None = None) -> list[Plan]:
         if re.fullmatch(r"(?:and )?fill (?:in )?(?:the )?(?:hole|holes|gap|gaps|it)(?: behind it)?", clause.low):
             plans = _filling(plans, clause.said)
             continue
-        edit = words.understand(clause)
-        if edit is None and verb:  # "remove the mug and the ball"
+        edit, began = words.understand(clause), re.match(_VERB, clause.low)
+        if edit is None and verb and not began:  # "remove the mug and the ball"
             edit = words.understand(_Clause(f"{verb} {clause.said}", clause.quoted))
         if edit is None:
             raise FeaturesplatError(
                 f"edit: '{clause.shown()}' is not understood", f"Understood are: {'; '.join(EXAMPLES)}."
             )
         plans.append(Plan(clause.shown(), edit))
-        began = re.match(_VERB, clause.low)
         verb = began.group() if began else verb
     return plans
 
