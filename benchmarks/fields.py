@@ -249,8 +249,9 @@ def decoder(args: argparse.Namespace) -> dict[str, Any]:
     held = list(range(0, len(maps), 5))
     kept = [i for i in range(len(maps)) if i not in held]
     some = Maps(maps.cameras[kept], maps.dim, lambda k: maps[kept[k]])
-    moment, own = second_moment(some), second_moment(Maps(maps.cameras[held], maps.dim, lambda k: maps[held[k]]))
-    energies = principal_axes(own, 1)[1]
+    every = 1 << 30
+    moment, all_cells = second_moment(some), second_moment(some, every)
+    unseen = second_moment(Maps(maps.cameras[held], maps.dim, lambda k: maps[held[k]]), every)
     lifted = lift(scene, some)
     field = FeatureField(lifted.codes, teacher.name, confidence=lifted.confidence)
     out: dict[str, Any] = {"teacher": args.teacher, "channels": maps.dim, "maps": len(maps), "rows": {}}
@@ -261,13 +262,14 @@ def decoder(args: argparse.Namespace) -> dict[str, Any]:
         if dim >= maps.dim:
             break
         axes = principal_axes(moment, dim)[0].double()
-        explained = float((axes.T @ own @ axes).trace())
-        total = float(own.trace())
         small = low_rank(field, dim)
         rest = (small.decode(small.codes) - field.codes).double().square().sum(1)
-        row = {
-            "maps": (1 - explained / total) ** 0.5,
-            "maps_bound": float(energies[dim:].sum() / energies.sum()) ** 0.5,
+        row = {}
+        for name, cells in (("maps", all_cells), ("held_out_maps", unseen)):
+            energies = principal_axes(cells, 1)[1]
+            row[name] = (1 - float((axes.T @ cells @ axes).trace() / cells.trace())) ** 0.5
+            row[f"{name}_bound"] = float(energies[dim:].sum() / energies.sum()) ** 0.5
+        row |= {
             "codes": float((weights * rest).sum() / gram.trace()) ** 0.5,
             "codes_bound": float(codes_energy[dim:].sum() / codes_energy.sum()) ** 0.5,
         }
