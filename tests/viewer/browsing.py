@@ -123,10 +123,19 @@ class Tab:
         self.settle()
 
     def canvas(self) -> np.ndarray:
-        """uint8 [H, W, 3]: the part of the page that shows the scene."""
-        pose = self.session.pose()
-        image = Image.open(io.BytesIO(self.page.screenshot(timeout=1000 * PATIENCE)))
-        return np.asarray(image.convert("RGB"))[: pose.height, : pose.width]
+        """uint8 [H, W, 3]: the part of the page that shows the scene, in the pixels of the session's pose.
+
+        viser draws with fewer pixels than the page has when the machine is slow, and says so in the pose.
+        """
+        pose, box = self.session.pose(), self.page.locator("canvas").first.bounding_box()
+        image = Image.open(io.BytesIO(self.page.screenshot(timeout=1000 * PATIENCE))).convert("RGB")
+        corners = (box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"])
+        return np.asarray(image.crop(tuple(round(c) for c in corners)).resize((pose.width, pose.height)))
+
+    def on_page(self, x: float, y: float) -> tuple[float, float]:
+        """Where a pixel of the session's pose lies on the page."""
+        pose, box = self.session.pose(), self.page.locator("canvas").first.bounding_box()
+        return box["x"] + (x + 0.5) * box["width"] / pose.width, box["y"] + (y + 0.5) * box["height"] / pose.height
 
     def see(self, condition: Callable[[np.ndarray], Any], what: str) -> np.ndarray:
         """Look at the page until it shows what it should; the picture."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 from browsing import Tab, launched
 from demo_truth import dataset, names, true_mask, truth_scene
+from PIL import Image
 from wire import PATIENCE, until
 
 from featuresplat.io.ply import read_ply
@@ -71,6 +72,12 @@ def truth(tab: Tab, name: str) -> np.ndarray:
     return ((seen[..., 0] > 0.5) & inside).numpy()
 
 
+def fitted(image: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """An earlier look at the page at the size of a later one: viser changes its pixels with the machine's load."""
+    h, w = like.shape[:2]
+    return image if image.shape == like.shape else np.asarray(Image.fromarray(image).resize((w, h)))
+
+
 def middle(mask: np.ndarray) -> tuple[int, int]:
     """x, y well inside of a mask."""
     from scipy.ndimage import distance_transform_edt
@@ -88,7 +95,7 @@ def iou(a, b) -> float:
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.abs(a.astype(int) - b).max(-1)
+    return np.abs(a.astype(int) - fitted(b, a)).max(-1)
 
 
 def ask(tab: Tab, text: str) -> None:
@@ -105,27 +112,29 @@ def select(tab: Tab, name: str) -> None:
 
 
 def test_the_demo_is_shown(tab):
-    photograph, inside = warped(
-        dataset().image(VIEW).float() / 255, dataset().cameras[VIEW], tab.session.pose().camera()
-    )
-    there = photograph.numpy()[inside.numpy()].ravel()
-    # The scene is made of points of the photographs: coarse, but of the same colours in the same places.
-    tab.see(lambda image: np.corrcoef(image[inside.numpy()].ravel(), there)[0, 1] > 0.6, "the scene")
+    def alike(image):
+        seen = tab.session.pose().camera()
+        photograph, inside = warped(dataset().image(VIEW).float() / 255, dataset().cameras[VIEW], seen)
+        if inside.shape != image.shape[:2]:
+            return False
+        # The scene is made of points of the photographs: coarse, but of the same colours in the same places.
+        return np.corrcoef(image[inside.numpy()].ravel(), photograph.numpy()[inside.numpy()].ravel())[0, 1] > 0.6
+
+    tab.see(alike, "the scene")
     assert tab.errors == []
 
 
 def test_a_prompt_lights_up_the_right_object(tab):
     plain = tab.canvas()
     ask(tab, CONE)
-    where = truth(tab, CONE)
 
     def lit(image):
+        where = fitted(truth(tab, CONE), image[..., 0])
         bright = image.astype(float).sum(-1)
-        return bright[where].mean() > 1.6 * bright[~where].mean()
+        return bright[where].mean() > 1.6 * bright[~where].mean() and iou(bright > 400, where) > 0.5
 
     image = tab.see(lit, "the heat map")
     assert difference(image, plain).mean() > 20
-    assert iou(image.astype(int).sum(-1) > 400, where) > 0.5
     assert tab.errors == []
 
 
@@ -134,12 +143,11 @@ def test_a_click_selects_the_object(tab):
     tab.session.post("tool", lambda: tab.session.pointer.use("point"))
     tab.wait(lambda: tab.session.pointer.tool == "point")
     tab.settle()
-    x, y = middle(truth(tab, CONE))
 
     def clicked() -> bool:
         # A click right after the tool was taken may come before the page knows of the tool.
         if tab.session.state.selected is None and tab.app.settled():
-            tab.page.mouse.click(x, y)
+            tab.page.mouse.click(*tab.on_page(*middle(truth(tab, CONE))))
         return tab.session.state.selected is not None
 
     tab.wait(clicked, "a selection")
@@ -151,10 +159,10 @@ def test_the_brush_follows_the_mouse(tab):
     tab.session.post("tool", lambda: tab.session.pointer.use("brush"))
     tab.wait(lambda: tab.session.pointer.tool == "brush")
     tab.settle()
-    x, y = middle(truth(tab, "teapot"))
 
     def stroke() -> bool:
         if tab.session.state.selected is None and tab.app.settled():
+            x, y = tab.on_page(*middle(truth(tab, "teapot")))
             tab.page.mouse.move(x - 12, y)
             tab.page.mouse.down()
             tab.page.mouse.move(x + 12, y, steps=4)
@@ -168,24 +176,31 @@ def test_the_brush_follows_the_mouse(tab):
 
 
 def test_remove_and_undo(tab):
-    ball = truth(tab, "soccer ball")
+    def drawn() -> torch.Tensor:
+        return tab.session.canvas.draw(tab.app.base_cameras[VIEW], tab.session.look, tab.session.state)
+
     select(tab, "soccer ball")
     tab.tab("Edit")
     tab.session.show(outlines=False)
     tab.settle()
-    before, picture = tab.canvas(), tab.session.canvas.picture.clone()
+    before, picture = tab.canvas(), drawn()
     original = tab.session.scene
     tab.press("Remove")
     tab.wait(lambda: len(tab.session.state.edits) == 1)
     tab.settle()
-    after = tab.see(lambda image: difference(image, before)[ball].mean() > 40, "the ball to go")
-    assert difference(after, before)[~ball].mean() < 6
+
+    def gone(image):
+        ball = fitted(truth(tab, "soccer ball"), image[..., 0])
+        return difference(image, before)[ball].mean() > 40 and difference(image, before)[~ball].mean() < 6
+
+    tab.see(gone, "the ball to go")
     assert not bool(gaussians_of(tab, "soccer ball").any())
+    assert not torch.equal(drawn(), picture)
     tab.press("Undo")
     tab.wait(lambda: tab.session.scene is original)
     tab.settle()
-    assert torch.equal(tab.session.canvas.picture, picture)
-    tab.see(lambda image: np.array_equal(image, before), "the very same picture")
+    assert torch.equal(drawn(), picture)
+    tab.see(lambda image: difference(image, before).mean() < 4, "the same picture")
     assert tab.errors == []
 
 
