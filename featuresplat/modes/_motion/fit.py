@@ -130,7 +130,7 @@ def affinity(points: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """
     count = len(points)
     some = sample_times(points.shape[1], 36)
-    x, k = points[:, some], known[:, some].float()
+    x, k = points[:, some].nan_to_num(), known[:, some].float()
     both = torch.zeros(count, count)
     total, square = torch.zeros_like(both), torch.zeros_like(both)
     for s in range(len(some)):
