@@ -161,7 +161,7 @@ def make_fields(
         lifted.append(lift(scene, m, config.lift, basis=basis, memory=config.memory, progress=progress))
         axes.append(basis)
     codes = torch.cat([one.codes for one in lifted], dim=1) if len(lifted) > 1 else lifted[0].codes
-    decoders = _decoders(axes, config)
+    decoders = [d if d is None else d.to(codes.device) for d in _decoders(axes, config)]
     if config.steps:
         heads = [Head(m, d, config.loss) for m, d in zip(maps, decoders, strict=True)]
         codes = refine(scene, codes, heads, config.steps, config.lr, seed=seed, progress=progress)

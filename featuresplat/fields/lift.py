@@ -82,7 +82,8 @@ def lift(
 
 class _Lift:
     def __init__(self, views: Views, basis: Tensor | None, memory: float, progress: Progress):
-        self.views, self.basis, self.progress = views, basis, progress
+        self.views, self.progress = views, progress
+        self.basis = None if basis is None else basis.to(views.device)
         self.dim = views.maps.dim if basis is None else basis.shape[1]
         self.bytes = int(memory * (1 << 30))
 
@@ -165,7 +166,7 @@ class _Lift:
             return self.basis
         if self.dim <= AXES:
             return None
-        return principal_axes(second_moment(self.views.maps, progress=self.progress), AXES)[0]
+        return principal_axes(second_moment(self.views.maps, progress=self.progress), AXES)[0].to(self.views.device)
 
     def _cells(self, i: int, basis: Tensor | None, channels: slice | None = None):
         return self.views.cells(i, channels, basis)

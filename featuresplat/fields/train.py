@@ -84,7 +84,7 @@ def step_loss(
     views: Sequence[Views], heads: Sequence[Head], codes: Tensor, i: int, generator: torch.Generator
 ) -> Tensor:
     """The sum of the heads' losses in view i; the codes are splatted once, at the largest of the heads' sizes."""
-    maps = [head.maps[i] for head in heads]
+    maps = [head.maps[i].to(codes.device) for head in heads]
     cameras = [v.camera(i, (m.shape[0], m.shape[1])) for v, m in zip(views, maps, strict=True)]
     camera = max(cameras, key=lambda c: c.width)
     rendered = views[0].splat(codes, camera)  # [H, W, D]
@@ -99,7 +99,7 @@ def step_loss(
         else:
             truth = resize(found, height, width)[rows, columns]
         keep = None if mask is None else resize(mask[..., None], height, width)[rows, columns, 0] > 0.5
-        total = total + feature_loss(pred, truth.to(pred.device), head.loss, keep)
+        total = total + feature_loss(pred, truth, head.loss, keep)
     return total
 
 

@@ -48,11 +48,10 @@ class Views:
         """Map i at the size of its render [H, W, K], and that camera: some channels, or a projection on [F, K]."""
         found = self.maps[i]
         camera = self.camera(i, (found.shape[0], found.shape[1]))
-        if channels is not None:
-            found = found[..., channels]
+        found = (found if channels is None else found[..., channels]).to(self.device)
         if basis is not None:
             found = found.float() @ basis
-        return resize(found, camera.height, camera.width).to(self.device), camera
+        return resize(found, camera.height, camera.width), camera
 
     def mask(self, i: int, camera: Cameras) -> Tensor | None:
         """[H, W] share of each pixel that counts, or None."""
