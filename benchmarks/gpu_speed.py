@@ -189,19 +189,24 @@ def measure(case: Case, contenders: dict[str, dict[str, Any]], reps: int) -> Ite
             else:
                 print(f"{label} {name} D={case.dim}: {failure}", flush=True)
                 yield {"contender": label, "pass": name, "D": case.dim, "failed": failure}
+        mallocs = 0
         for rep in range(reps + 2):
+            if rep == 2:
+                mallocs = torch.cuda.memory_stats().get("num_device_alloc", 0)
             # Who runs first changes, since whoever follows another finds caches and memory as that one left them.
             turn = rep % max(len(running), 1)
             for label in [*running][turn:] + [*running][:turn]:
                 ms = once(running[label], name)
                 if rep >= 2:
                     times[label].append(ms)
+        mallocs = torch.cuda.memory_stats().get("num_device_alloc", 0) - mallocs
         for label, contender in running.items():
             row = {
                 "contender": label, "pass": name, "D": case.dim,
                 "ms_median": round(statistics.median(ms for ms, _ in times[label]), 4),
                 "ms_min": round(min(ms for ms, _ in times[label]), 4),
                 "host_ms": round(statistics.median(host for _, host in times[label]), 4),
+                "mallocs": mallocs,  # of the driver, by all contenders together; 0 when torch's cache has settled
                 "peak_MiB": round(peak(contender, name) / 2**20, 1),
             }  # fmt: skip
             if isinstance(contender, Gsplat):
