@@ -6,9 +6,10 @@ on grey and classified by themselves. All stays linear, so that the lift adds up
 anything decides (a softmax first loses what no single view is sure of). Kept are the 383 directions that the
 classifier's own weights span best, and one channel that is constant.
 
-Text. A phrase becomes a mixture of classes, by the similarity of its sentence embedding (all-MiniLM-L6-v2) with the
-class names, in the manner of ConSE (Norouzi et al. 2013). The canonical phrases are the constant channel: they say
-what evidence a prompt has to beat where nothing in particular is seen.
+Text. A phrase becomes a mixture of classes, by the similarity of its sentence embedding (all-MiniLM-L6-v2) with those
+of the classes' names and definitions (scripts/class_embeddings.py), in the manner of ConSE (Norouzi et al. 2013). The
+canonical phrases are the constant channel: they say what evidence a prompt has to beat where nothing in particular is
+seen.
 
 It knows what is near the 1000 ImageNet classes and nothing else.
 """
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from featuresplat.config_fields import TeacherConfig
+from featuresplat.io.tensors import read_tensors
 from featuresplat.teachers import CANONICAL
 from featuresplat.teachers._classifier import STRIDE, DenseClassifier, head, weights_file
 from featuresplat.teachers._common import check_image, fitted, resized
@@ -54,7 +56,7 @@ _CROP_AREA, _CROP_COMPACT = (0.0015, 0.2), 0.35
 """Segments that are cut out: shares of the image, and the least share of their box that they fill."""
 _BATCH = 8
 _SOFTNESS = 0.03
-"""Temperature of the softmax over similarities with class names."""
+"""Temperature of the softmax over similarities with the classes."""
 
 
 class Teacher:
@@ -84,7 +86,7 @@ class Teacher:
             "model": variant,
             "weights": str(config.path) if config.path else "",
             "size": self.longest,
-            "version": 1,
+            "version": 2,
         }
 
     def encode_image(self, image: Tensor, *, name: str = "") -> Tensor:
@@ -221,4 +223,5 @@ def _sentence_encoder() -> SentenceEncoder:
 
 @lru_cache(maxsize=1)
 def _class_embeddings() -> Tensor:
-    return _sentence_encoder().encode(class_names())
+    with resources.as_file(resources.files("featuresplat.teachers") / "imagenet_classes.safetensors") as path:
+        return read_tensors(path)[0]["embeddings"].float()
