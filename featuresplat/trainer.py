@@ -49,6 +49,7 @@ from featuresplat.trainlog import TrainLog
 from featuresplat.types import Cameras, PointCloud
 
 KEEP_CHECKPOINTS = 2
+LOOK_EVERY = 10  # steps between looks at loss and PSNR on a GPU
 NEAR = 0.01  # of the camera extent
 FINAL_CORRECTION_RATE = 0.01  # of exposures and poses, as a share of the first
 SWEEP_RAYS, FEWEST_POINTS = 10_000, 500
@@ -194,7 +195,8 @@ class Trainer:
         self.strategy.after_step(step, self.mode.gaussian_params, self.optimizer, out, self.generator)
         self.mode.after_step(step, self.optimizer, self.generator)
         self.optimizer.zero_grad(set_to_none=True)
-        self._average("loss", float(loss.detach()))
+        if self._looked_at(step):
+            self._average("loss", float(loss.detach()))
         self.step_index += 1
 
     def _view_loss(self, level: _Level, index: int, step: int) -> tuple[Any, Tensor]:
@@ -229,7 +231,8 @@ class Trainer:
         mask = None if mask is None else mask.to(self.device)
         depth = None if depth is None else depth.to(self.device) * self.frame.scale
         loss = self.mode.photometric(rgb, truth, mask)
-        self._average("psnr", psnr(rgb.detach(), truth, mask))
+        if self._looked_at(step):
+            self._average("psnr", psnr(rgb.detach(), truth, mask))
         if config.loss.depth and depth is not None:
             loss = loss + config.loss.depth * depth_loss(out.depth[0], depth, out.alpha[0])
         for term in self.mode.losses(
@@ -241,13 +244,13 @@ class Trainer:
     def _background(self, data: Dataset, index: int, truth: Tensor) -> tuple[Tensor, Tensor | None]:
         """The colour behind the render, and the photograph over the same colour."""
         alpha = data.alpha(index)
-        fixed = torch.tensor(_background_of(self.config, data), device=self.device)
+        given = _background_of(self.config, data)
         if not self.config.loss.random_background:
-            return truth, fixed if bool(fixed.any()) else None
+            return truth, torch.tensor(given, device=self.device) if any(given) else None
         color = torch.rand(3, generator=self.generator).to(self.device)
         if alpha is not None:
             through = 1.0 - alpha.to(self.device).float()[..., None] / 255.0
-            truth = truth + through * (color - fixed)
+            truth = truth + through * (color - torch.tensor(given, device=self.device))
         return truth, color
 
     def _set_rates(self, step: int) -> None:
@@ -288,9 +291,16 @@ class Trainer:
             self._levels[factor] = _Level(data, cameras, self.device)
         return self._levels[factor]
 
+    def _looked_at(self, step: int) -> bool:
+        """Whether a step's loss and PSNR enter the running means. A look waits for all that the GPU has queued: there
+        one step in ten has to do.
+        """
+        return self.device.type == "cpu" or step % LOOK_EVERY == 0
+
     def _average(self, what: str, value: float) -> None:
         old = self.running[what]
-        self.running[what] = value if math.isnan(old) else 0.98 * old + 0.02 * value
+        keep = 0.98 if self.device.type == "cpu" else 0.98**LOOK_EVERY
+        self.running[what] = value if math.isnan(old) else keep * old + (1 - keep) * value
 
     def _after_step(self, log: TrainLog) -> None:
         step, config = self.step_index, self.config
