@@ -88,6 +88,19 @@ def make_teacher(name: str, config: TeacherConfig | None = None, device: str | t
     return registry.load("teachers", name).Teacher(config, device)
 
 
+def masks_of(teacher: Teacher | None, image: Tensor) -> list[Tensor]:
+    """Class-agnostic boolean [H, W] masks of an image [H, W, 3] in 0..1: the teacher's own, else colour segments.
+
+    Raises:
+        FeaturesplatError: scikit-image, which cuts the segments, is missing.
+    """
+    if isinstance(teacher, MaskTeacher):
+        return teacher.masks(image)
+    from featuresplat.teachers._segments import segments
+
+    return segments(image)
+
+
 def text_side(name: str, settings: Mapping[str, Any]) -> TextSide:
     """The answering half of a teacher from the ``settings`` it had: no image weights where that is possible.
 

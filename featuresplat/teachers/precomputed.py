@@ -30,7 +30,7 @@ from featuresplat.io.tensors import read_tensors
 from featuresplat.teachers import CANONICAL
 from featuresplat.types import TextTable
 
-_LAYOUT = "The layout of such a folder is in the docstring of featuresplat.teachers.precomputed, and in docs."
+_LAYOUT = "The layout of such a folder is in docs/formats.md."
 
 
 class Teacher:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from featuresplat.errors import FeaturesplatError
-from featuresplat.teachers import MaskTeacher
+from featuresplat.teachers import MaskTeacher, masks_of
 from featuresplat.teachers._levels import crop, levels
 from featuresplat.teachers._segments import SegmentMasks, label_map, segment_from_prompt, segments
 
@@ -43,6 +43,18 @@ def test_a_segment_is_the_object():
     assert areas == sorted(areas, reverse=True)
     assert max(areas) <= 0.5 * mask.numel()
     assert isinstance(SegmentMasks(), MaskTeacher)
+
+
+@needs_skimage
+def test_a_teachers_own_masks_come_first():
+    mask = disc()
+
+    class Own:
+        def masks(self, image):
+            return [mask]
+
+    assert masks_of(Own(), scene(mask)) == [mask]  # pyright: ignore[reportArgumentType]
+    assert max(iou(m, mask) for m in masks_of(None, scene(mask))) > 0.9
 
 
 @needs_skimage
