@@ -42,20 +42,17 @@
 #define WEIGHTS (COLORS || CHANNELS > 0)  // sums of weights times images' gradients go out
 
 struct BackwardArgs {
-  const uint32_t* offsets;
-  const Entry* entries;
-  const uint32_t* slots;
-  const Splat* splats;
+  Lists lists;
   const float* rows;         // features [N, dim]
   const float* backgrounds;  // [C, 3] or null
   const float *v_rgb, *v_features, *v_alpha, *v_depth;  // incoming, each may be null
   const float *alpha, *depth;  // as rendered
   const int32_t* last;
   const float* left;
-  const uint32_t* written;   // with ORDERED: the pair of each place, and where the sums of each pair begin
+  const int64_t* written;    // with ORDERED: the pair of each place, and where the sums of each pair end
   const int64_t* hit_ends;
-  float* sums;  // [C, N, kRecord], added to; with ORDERED [hits, kRecord]
-  int64_t n, dim;
+  float* sums;  // [splats, kRecord], added to; with ORDERED [hits, kRecord]
+  int64_t dim;
   int32_t width, height, tiles, tiles_x;
   float alpha_max;
 };
@@ -64,40 +61,32 @@ struct BackwardArgs {
 // vs {1, dx, dy, dx^2, dx dy, dy^2}; of w {v_red, v_green, v_blue, v_depth}; of the absolute gradients of the centre; of
 // w v_feature.
 constexpr int kAbsolute = 10, kFeatures = 12, kRecord = 12 + (CHANNELS + 3) / 4 * 4;
-// Fields of a product: 6 moments, 4 image gradients, features, in matrices of 16.
-constexpr int kMatrices = (10 + CHANNELS + 15) / 16, kFields = 16 * kMatrices;
-constexpr int kOut = kFields + 4;                  // floats from a splat's sums to the next one's; then the absolute ones
-constexpr int kPairRow = 40, kDotRow = 36;         // from a splat's 32 pixels to the next one's
+// Fields of a product, in matrices of 16: from 0 on 6 moments, from 8 on 4 image gradients, from 12 on features.
+constexpr int kMatrices = (12 + CHANNELS + 15) / 16, kFields = 16 * kMatrices;
+constexpr int kOut = kFields + 4;  // floats from a splat's sums to the next one's; then the absolute ones
+constexpr int kRow = 36;           // floats from a splat's 32 pixels to the next one's
 constexpr int kSlots = GROUP > 32 ? 128 : 64;      // of a ring
 
-// The left factors: rows are fields, columns pixels; element k of part p is the pixel (k % 8, 2 p + k / 8) of the patch.
-struct Fields {
-  uint32_t moments[2][2];  // rows 0 to 7; exact in bfloat16
-#if WEIGHTS
-  uint32_t high[kMatrices][2][4], low[kMatrices][2][4];
-#endif
-};
-
 struct Warp {
-  float4 shape[kSlots], more[kSlots];  // as in Entry; more.w holds the place in the tile's list
+  float4 shape[kSlots], more[kSlots];  // l11, l21, u0, l22; v0, log2_opacity, floor, bits of the place in the list
 #if COLORS
   float4 color[kSlots];
 #endif
   float2 center[kSlots];                              // relative to the tile's
-  uint32_t slot[kSlots];
-#if ORDERED
-  uint32_t hit[kSlots];
-#endif
+  uint32_t id[kSlots], record[kSlots];  // of the Gaussian; where its sums go
+  float4 coming[3][32];                 // of the splats on their way from memory, by lane: centre, factor, rest
 #if CHANNELS > 0
   float features[8 * CHANNELS];
 #endif
 #if MATRIX
-  uint16_t pairs[WEIGHTS ? 4 : 2][8 * kPairRow];  // vs high, vs low, w high, w low
+  float pairs[WEIGHTS ? 2 : 1][8 * kRow];  // gradients of exponents, weights
+#if WEIGHTS
+  uint4 images[4 + 8 * (kMatrices - 1)][32];  // the left factors that hold the images' gradients, by lane: see make_fields
+#endif
 #endif
   float out[8 * kOut];
 #if WIDE && MATRIX
-  float dots[GROUP * kDotRow];      // what features add to c
-  Fields fields[32];                // of each lane: the registers are needed otherwise
+  float dots[GROUP * kRow];      // what features add to c
 #endif
 };
 
@@ -151,7 +140,7 @@ FS_DEVICE void dot_features(const BackwardArgs& a, const Place& place, int patch
   for (int m = 0; m < kTiles; ++m) {
     for (int r = 0; r < 2; ++r) {
       const int row = 16 * m + g + 8 * r;
-      rows[m][r] = s.slot[(head + (row < count ? row : 0)) % kSlots] - static_cast<uint32_t>(a.n * place.camera);
+      rows[m][r] = s.id[(head + (row < count ? row : 0)) % kSlots];
     }
     for (int j = 0; j < 4; ++j) {
       for (int i = 0; i < 4; ++i) c[m][j][i] = 0;
@@ -199,9 +188,9 @@ FS_DEVICE void dot_features(const BackwardArgs& a, const Place& place, int patch
 #pragma unroll
   for (int m = 0; m < kTiles; ++m) {
     for (int j = 0; j < 4; ++j) {
-      float* to = s.dots + (16 * m + g) * kDotRow + 8 * j + 2 * t;
+      float* to = s.dots + (16 * m + g) * kRow + 8 * j + 2 * t;
       to[0] = c[m][j][0], to[1] = c[m][j][1];
-      to[8 * kDotRow] = c[m][j][2], to[8 * kDotRow + 1] = c[m][j][3];
+      to[8 * kRow] = c[m][j][2], to[8 * kRow + 1] = c[m][j][3];
     }
   }
 }
@@ -212,58 +201,71 @@ FS_DEVICE float moment(int field, float x, float y) {
   return field == 0 ? 1.f : field == 1 ? x : field == 2 ? y : field == 3 ? x * x : field == 4 ? x * y : field == 5 ? y * y : 0.f;
 }
 
-FS_DEVICE void make_fields(Warp& s, int patch, const Seen& seen, Fields& f) {
+// The left factors: rows are fields, columns the 8 pixels of row j of the patch. Of the first matrix, rows 0 to 7 meet the
+// gradients of exponents and stay in registers (exact in tf32), the others meet the weights.
+FS_DEVICE void make_fields(Warp& s, int patch, const Seen& seen, uint32_t (&moments)[4][2]) {
   const int lane = fs_lane(), g = lane >> 2, t = lane & 3;
-  float* scratch = reinterpret_cast<float*>(s.shape);  // [kFields][32], before the ring is used
-  for (int i = 0; i < 6; ++i) scratch[32 * i + lane] = 0;
-  const float own[4] = {seen.r, seen.g, seen.b, seen.z};
-  for (int i = 0; i < 4; ++i) scratch[32 * (6 + i) + lane] = own[i];
-#pragma unroll
-  for (int i = 10; i < kFields; ++i) scratch[32 * i + lane] = i - 10 < CHANNELS ? seen.features[i - 10 < CHANNELS ? i - 10 : 0] : 0.f;
-  fs_syncwarp();
-  for (int p = 0; p < 2; ++p) {
-    for (int half = 0; half < 2; ++half) {  // columns k < 8 and k >= 8
-      [[maybe_unused]] const int at = 8 * (2 * p + half) + 2 * t;
-      const float x = patch_x(patch) + 2 * t - 7.5f, y = patch_y(patch) + 2 * p + half - 7.5f;
-      f.moments[p][half] = fs_pack_bf16(moment(g, x, y), moment(g, x + 1, y));
+  for (int j = 0; j < 4; ++j) {
+    const float x = patch_x(patch) + t - 7.5f, y = patch_y(patch) + j - 7.5f;
+    for (int half = 0; half < 2; ++half) moments[j][half] = fs_float_as_uint(moment(g, x + 4 * half, y));
+  }
 #if WEIGHTS
+  float* scratch = reinterpret_cast<float*>(s.shape);  // [kFields - 8][32], before the ring is used
+  const float own[4] = {seen.r, seen.g, seen.b, seen.z};
+  for (int i = 0; i < 4; ++i) scratch[32 * i + lane] = own[i];
 #pragma unroll
-      for (int m = 0; m < kMatrices; ++m) {
-        for (int r = 0; r < 2; ++r) {
-          const float* from = scratch + 32 * (16 * m + g + 8 * r) + at;
-          split_pair(from[0], from[1], f.high[m][p][2 * half + r], f.low[m][p][2 * half + r]);
-        }
-      }
-#endif
+  for (int i = 0; i < kFields - 12; ++i) scratch[32 * (4 + i) + lane] = i < CHANNELS ? seen.features[i < CHANNELS ? i : 0] : 0.f;
+  fs_syncwarp();
+  auto split = [&](int field, int j) {  // high parts of the columns t and t + 4, then the low ones
+    uint4 v;
+    split_tf32(scratch[32 * field + 8 * j + t], v.x, v.z), split_tf32(scratch[32 * field + 8 * j + t + 4], v.y, v.w);
+    return v;
+  };
+  for (int j = 0; j < 4; ++j) {
+    s.images[j][lane] = split(g, j);
+#pragma unroll
+    for (int m = 0; m < kMatrices - 1; ++m) {
+      for (int r = 0; r < 2; ++r) s.images[4 + 8 * m + 2 * j + r][lane] = split(8 + 16 * m + g + 8 * r, j);
     }
   }
   fs_syncwarp();
+#endif
 }
 
 // The products of 8 splats, laid out splat by splat in s.out.
-FS_DEVICE void multiply_fields(Warp& s, const Fields& f) {
-  const int lane = fs_lane(), g = lane >> 2, t = lane & 3, at = (lane & 7) * kPairRow + (lane >> 3) * 8;
+FS_DEVICE void multiply_fields(Warp& s, const uint32_t (&moments)[4][2]) {
+  const int lane = fs_lane(), g = lane >> 2, t = lane & 3;
   float d[kMatrices][4];
 #pragma unroll
   for (int m = 0; m < kMatrices; ++m) d[m][0] = d[m][1] = d[m][2] = d[m][3] = 0;
-  uint32_t h[4], l[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int at = g * kRow + 8 * j + t;
+    uint32_t h[2], l[2];
 #if GEOMETRY
-  ldmatrix_x4(h, s.pairs[0] + at), ldmatrix_x4(l, s.pairs[1] + at);
-  for (int p = 0; p < 2; ++p) {
-    const uint32_t a[4] = {f.moments[p][0], 0, f.moments[p][1], 0};
-    const uint32_t bh[2] = {h[2 * p], h[2 * p + 1]}, bl[2] = {l[2 * p], l[2 * p + 1]};
-    mma_m16n8k16_bf16_f32(d[0], a, bl, d[0]);
-    mma_m16n8k16_bf16_f32(d[0], a, bh, d[0]);
-  }
+    split_tf32(s.pairs[0][at], h[0], l[0]), split_tf32(s.pairs[0][at + 4], h[1], l[1]);
+    const uint32_t a[4] = {moments[j][0], 0, moments[j][1], 0};
+    mma_m16n8k8_tf32(d[0], a, l, d[0]);
+    mma_m16n8k8_tf32(d[0], a, h, d[0]);
 #endif
 #if WEIGHTS
-  ldmatrix_x4(h, s.pairs[2] + at), ldmatrix_x4(l, s.pairs[3] + at);
-  for (int p = 0; p < 2; ++p) {
-    const uint32_t bh[2] = {h[2 * p], h[2 * p + 1]}, bl[2] = {l[2 * p], l[2 * p + 1]};
+    split_tf32(s.pairs[1][at], h[0], l[0]), split_tf32(s.pairs[1][at + 4], h[1], l[1]);
+    const uint4 image = s.images[j][lane];
+    const uint32_t high[4] = {0, image.x, 0, image.y}, low[4] = {0, image.z, 0, image.w};
+    mma_m16n8k8_tf32(d[0], low, h, d[0]);
+    mma_m16n8k8_tf32(d[0], high, l, d[0]);
+    mma_m16n8k8_tf32(d[0], high, h, d[0]);
 #pragma unroll
-    for (int m = 0; m < kMatrices; ++m) multiply_split(d[m], f.high[m][p], f.low[m][p], bh, bl);
-  }
+    for (int m = 0; m < kMatrices - 1; ++m) {
+      const uint4 upper = s.images[4 + 8 * m + 2 * j][lane], lower = s.images[4 + 8 * m + 2 * j + 1][lane];
+      const uint32_t more_high[4] = {upper.x, lower.x, upper.y, lower.y};
+      const uint32_t more_low[4] = {upper.z, lower.z, upper.w, lower.w};
+      mma_m16n8k8_tf32(d[m + 1], more_low, h, d[m + 1]);
+      mma_m16n8k8_tf32(d[m + 1], more_high, l, d[m + 1]);
+      mma_m16n8k8_tf32(d[m + 1], more_high, h, d[m + 1]);
+    }
 #endif
+  }
 #pragma unroll
   for (int m = 0; m < kMatrices; ++m) {
     for (int i = 0; i < 4; ++i) s.out[(2 * t + (i & 1)) * kOut + 16 * m + g + 8 * (i >> 1)] = d[m][i];
@@ -282,24 +284,24 @@ FS_DEVICE void add_records(const BackwardArgs& a, Warp& s, int head, int members
   if (q == 0) {
     v0 = o[0], v1 = e.x * o[0] - o[1], v2 = e.y * o[0] - o[2], v3 = e.x * (e.x * o[0] - 2 * o[1]) + o[3];
   } else if (q == 1) {
-    v0 = e.y * (e.x * o[0] - o[1]) - e.x * o[2] + o[4], v1 = e.y * (e.y * o[0] - 2 * o[2]) + o[5], v2 = o[6], v3 = o[7];
+    v0 = e.y * (e.x * o[0] - o[1]) - e.x * o[2] + o[4], v1 = e.y * (e.y * o[0] - 2 * o[2]) + o[5], v2 = o[8], v3 = o[9];
   } else if (q == 2) {
-    v0 = o[8], v1 = o[9], v2 = ABSOLUTE ? o[kFields] : 0, v3 = ABSOLUTE ? o[kFields + 1] : 0;
+    v0 = o[10], v1 = o[11], v2 = ABSOLUTE ? o[kFields] : 0, v3 = ABSOLUTE ? o[kFields + 1] : 0;
   } else {
     v0 = v1 = v2 = v3 = 0;
   }
 #if ORDERED
-  float* record = a.sums + static_cast<int64_t>(s.hit[at]) * kRecord;
+  float* record = a.sums + static_cast<int64_t>(s.record[at]) * kRecord;
   if (q < 3) *reinterpret_cast<float4*>(record + 4 * q) = make_float4(v0, v1, v2, v3);
 #else
-  float* record = a.sums + static_cast<int64_t>(s.slot[at]) * kRecord;
+  float* record = a.sums + static_cast<int64_t>(s.record[at]) * kRecord;
   if (v0 != 0 || v1 != 0 || v2 != 0 || v3 != 0) fs_red_add4(record + 4 * q, v0, v1, v2, v3);
 #endif
 #pragma unroll
   for (int k = 0; k < kRecord / 4 - 3; ++k) {
     if ((k & 3) != 3 - q) continue;
     float v[4];
-    for (int i = 0; i < 4; ++i) v[i] = 4 * k + i < CHANNELS ? o[10 + 4 * k + i] : 0.f;
+    for (int i = 0; i < 4; ++i) v[i] = 4 * k + i < CHANNELS ? o[12 + 4 * k + i] : 0.f;
 #if ORDERED
     *reinterpret_cast<float4*>(record + kFeatures + 4 * k) = make_float4(v[0], v[1], v[2], v[3]);
 #else
@@ -308,7 +310,7 @@ FS_DEVICE void add_records(const BackwardArgs& a, Warp& s, int head, int members
   }
 }
 
-FS_KERNEL_OCCUPANCY(32 * WARPS, (WIDE ? (AHEAD ? 2 : (COLORS ? 12 : 16) / WARPS) : CHANNELS > 4 || !MATRIX ? 3 : 5), blend_backward, const BackwardArgs a) {
+FS_KERNEL_OCCUPANCY(32 * WARPS, (WIDE ? (AHEAD ? 2 : 12 / WARPS) : CHANNELS > 4 || !MATRIX ? 3 : 5), blend_backward, const BackwardArgs a) {
   FS_DYNAMIC_SHARED(Warp, warps);
   Warp& s = warps[fs_warp()];
   const int lane = fs_lane();
@@ -319,20 +321,15 @@ FS_KERNEL_OCCUPANCY(32 * WARPS, (WIDE ? (AHEAD ? 2 : (COLORS ? 12 : 16) / WARPS)
   const bool inside = place.x + lx < a.width && place.y + ly < a.height;
   const int64_t pixel = (static_cast<int64_t>(place.camera) * a.height + place.y + ly) * a.width + place.x + lx;
   const float px = lx - 7.5f, py = ly - 7.5f;
-  const uint32_t first = a.offsets[tile];
+  const uint32_t first = a.lists.offsets[tile];
   const int last = inside ? a.last[pixel] : 0;
   const int farthest = warp_max(last);
   if (farthest == 0) return;
   Seen seen;
   read_gradients(a, place.camera, pixel, inside, seen);
 #if MATRIX
-#if WIDE
-  make_fields(s, patch, seen, s.fields[lane]);
-  const Fields& fields = s.fields[lane];
-#else
-  Fields fields;
-  make_fields(s, patch, seen, fields);
-#endif
+  uint32_t moments[4][2];
+  make_fields(s, patch, seen, moments);
 #endif
   float T = inside ? a.left[pixel] : 1.f, behind = 0;
 
@@ -341,7 +338,7 @@ FS_KERNEL_OCCUPANCY(32 * WARPS, (WIDE ? (AHEAD ? 2 : (COLORS ? 12 : 16) / WARPS)
 #if CHANNELS > 0
     for (int i = lane; i < members * CHANNELS; i += 32) {
       const int k = i / CHANNELS, c = i - k * CHANNELS;
-      const int64_t id = s.slot[(head + k) % kSlots] - static_cast<uint32_t>(a.n * place.camera);
+      const int64_t id = s.id[(head + k) % kSlots];
       s.features[i] = fs_ldg(a.rows + id * CHANNELS + c);
     }
     fs_syncwarp();
@@ -365,10 +362,10 @@ FS_KERNEL_OCCUPANCY(32 * WARPS, (WIDE ? (AHEAD ? 2 : (COLORS ? 12 : 16) / WARPS)
         for (int i = 0; i < CHANNELS; ++i) c[m] = fmaf(s.features[k * CHANNELS + i], seen.features[i], c[m]);
 #endif
 #if WIDE && MATRIX
-        c[m] += s.dots[(row + k) * kDotRow + lane];
+        c[m] += s.dots[(row + k) * kRow + lane];
 #elif WIDE
         if (al[m] > 0) {
-          const float* features = a.rows + static_cast<int64_t>(s.slot[at] - static_cast<uint32_t>(a.n * place.camera)) * a.dim;
+          const float* features = a.rows + static_cast<int64_t>(s.id[at]) * a.dim;
           const float* image = a.v_features + pixel * a.dim;
           for (int64_t i = 0; i < a.dim; ++i) c[m] = fmaf(fs_ldg(features + i), fs_ldg(image + i), c[m]);
         }
@@ -394,12 +391,9 @@ FS_KERNEL_OCCUPANCY(32 * WARPS, (WIDE ? (AHEAD ? 2 : (COLORS ? 12 : 16) / WARPS)
         }
 #endif
 #if MATRIX
-        uint32_t high, low;
-        split_pair(vs, w, high, low);
-        uint16_t* to = s.pairs[0] + (quad + m) * kPairRow + lane;
-        to[0] = static_cast<uint16_t>(high), to[8 * kPairRow] = static_cast<uint16_t>(low);
+        s.pairs[0][(quad + m) * kRow + lane] = vs;
 #if WEIGHTS
-        to[16 * kPairRow] = static_cast<uint16_t>(high >> 16), to[24 * kPairRow] = static_cast<uint16_t>(low >> 16);
+        s.pairs[1][(quad + m) * kRow + lane] = w;
 #endif
 #else
         const float values[10] = {vs, vs * px, vs * py, vs * px * px, vs * px * py, vs * py * py,
@@ -407,52 +401,84 @@ FS_KERNEL_OCCUPANCY(32 * WARPS, (WIDE ? (AHEAD ? 2 : (COLORS ? 12 : 16) / WARPS)
         float* out = s.out + (quad + m) * kOut;
         for (int i = 0; i < 10; ++i) {
           const float sum = warp_sum(values[i]);
-          if (lane == 0) out[i] = sum;
+          if (lane == 0) out[i < 6 ? i : i + 2] = sum;
         }
         for (int i = 0; i < CHANNELS; ++i) {
           const float sum = warp_sum(w * seen.features[i]);
-          if (lane == 0) out[10 + i] = sum;
+          if (lane == 0) out[12 + i] = sum;
         }
 #endif
       }
     }
     fs_syncwarp();
 #if MATRIX
-    multiply_fields(s, fields);
+    multiply_fields(s, moments);
     fs_syncwarp();
 #endif
     add_records(a, s, head, members);
     fs_syncwarp();
   };
 
-  const float4* from = reinterpret_cast<const float4*>(a.entries);
-  const float center_x = place.x + 0.5f * kTile, center_y = place.y + 0.5f * kTile;
+  const int cx = place.x + kTile / 2, cy = place.y + kTile / 2;
   int head = 0, tail = 0;
-  for (int base = (farthest - 1) / 32 * 32;; base -= 32) {
+  uint32_t rank = 0, mask = 0;
+  auto look = [&](int base) {  // at the list
+    const int index = base + 31 - lane;
+    mask = 0;
+    if (base < 0 || index >= farthest) return;
+    const int64_t at = first + static_cast<uint32_t>(index);
+    rank = fs_ldg(a.lists.list + at), mask = fs_ldg(a.lists.masks + at);
+  };
+  auto fetch = [&] {
+    if (mask >> patch & 1) {
+      const float4* from = reinterpret_cast<const float4*>(a.lists.splats + rank);
+      for (int i = 0; i < 3; ++i) fs_cp_async16(s.coming[i] + lane, from + (i == 2 ? 3 : i));
+    }
+    fs_cp_commit();
+  };
+  const int start_base = (farthest - 1) / 32 * 32;
+#if WIDE  // few registers to spare, and much to do between two fetches
+  uint32_t &coming_rank = rank, &coming_mask = mask;
+#else
+  look(start_base);
+  fetch();
+  uint32_t coming_rank = rank, coming_mask = mask;
+  look(start_base - 32);
+#endif
+  for (int base = start_base;; base -= 32) {
     const bool more_to_come = base >= 0;
     if (more_to_come) {
-      const int index = base + 31 - lane;
-      const int64_t at = first + static_cast<uint32_t>(index);
-      float4 more = make_float4(0, 0, 0, 0);
-      if (index < farthest) more = fs_ldg(from + 3 * at + 1);
-      const bool hit = fs_float_as_uint(more.w) >> patch & 1;
+#if WIDE
+      look(base);
+      fetch();
+#endif
+      fs_cp_wait<0>();
+      const bool hit = coming_mask >> patch & 1;
       const uint32_t bits = fs_ballot(hit);
       if (hit) {
-        const int k = (tail + fs_popc(bits & ((1u << lane) - 1))) % kSlots;
-#if ORDERED
-        const uint32_t mask = fs_float_as_uint(more.w), pair = a.written[at];
-        s.hit[k] = static_cast<uint32_t>((pair ? a.hit_ends[pair - 1] : 0) + fs_popc(mask & ((1u << patch) - 1)));
-#endif
-        more.w = fs_uint_as_float(static_cast<uint32_t>(index));
-        const uint32_t slot = fs_ldg(a.slots + at);
-        s.shape[k] = fs_ldg(from + 3 * at), s.more[k] = more, s.slot[k] = slot;
+        const int k = (tail + fs_popc(bits & ((1u << lane) - 1))) % kSlots, index = base + 31 - lane;
+        const float4 center = s.coming[0][lane], factor = s.coming[1][lane], rest = s.coming[2][lane];
+        float v0;
+        s.shape[k] = seen_from(center, factor, cx, cy, v0);
+        s.more[k] = make_float4(v0, factor.w, rest.x, fs_uint_as_float(static_cast<uint32_t>(index)));
+        s.center[k] = make_float2((center.x - cx) + center.z, (center.y - cy) + center.w);
+        s.id[k] = fs_float_as_uint(rest.w);
 #if COLORS
-        s.color[k] = fs_ldg(from + 3 * at + 2);
+        s.color[k] = fs_ldg(reinterpret_cast<const float4*>(a.lists.splats + coming_rank) + 2);
 #endif
-        const float4 center = fs_ldg(reinterpret_cast<const float4*>(a.splats + slot));
-        s.center[k] = make_float2((center.x - center_x) + center.z, (center.y - center_y) + center.w);
+#if ORDERED
+        const int64_t pair = a.written[first + static_cast<uint32_t>(index)];
+        s.record[k] = static_cast<uint32_t>((pair ? a.hit_ends[pair - 1] : 0) + fs_popc(coming_mask & ((1u << patch) - 1)));
+#else
+        s.record[k] = coming_rank;
+#endif
       }
       tail += fs_popc(bits);
+#if !WIDE
+      fetch();
+      coming_rank = rank, coming_mask = mask;
+      look(base - 64);
+#endif
     }
     fs_syncwarp();
     const int least = more_to_come ? GROUP : 1;

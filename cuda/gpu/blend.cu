@@ -10,27 +10,29 @@
 #endif
 
 struct BlendArgs {
-  const uint32_t* offsets;
-  const Entry* entries;
-  const uint32_t* slots;
+  const uint32_t* offsets;   // [all tiles + 1]
+  const uint32_t* list;      // [pairs] ranks of splats
+  uint8_t* masks;            // [pairs] RGB: which patches each reaches is left here
+  const Splat* splats;
   const float* rows;         // features [N, dim]
   const float* backgrounds;  // [C, 3] or null
   float *rgb, *features, *alpha, *depth;  // rgb may be null
   int32_t* last;             // [C, H, W] how many of its tile's entries a pixel used
   float* left;               // [C, H, W] transmittance behind them
   const int32_t* only_if;    // nothing to do while this is 0; or null
-  int64_t n, dim;
+  int64_t dim;
   int32_t width, height, tiles, tiles_x;
   float alpha_max, transmittance_min;
 };
 
 constexpr int kBatch = 256, kShape = 48 / 16;
 
-FS_KERNEL_OCCUPANCY(256, (CHANNELS > 4 ? 3 : 4), blend, const BlendArgs a) {
+FS_KERNEL_OCCUPANCY(256, (CHANNELS > 4 ? 2 : CHANNELS > 0 ? 3 : 4), blend, const BlendArgs a) {
   if (a.only_if && !*a.only_if) return;
-  FS_SHARED(float4, entries, kBatch * kShape);
+  FS_SHARED(float4, entries, kBatch * kShape);  // shape; v0, log2_opacity, floor, mask; colour and depth
 #if CHANNELS > 0
   FS_SHARED(float, features, kBatch * CHANNELS);
+  FS_SHARED(uint32_t, ids, kBatch);
   const int64_t channel = static_cast<int64_t>(blockIdx.y) * CHANNELS;
   const int channels = static_cast<int>(min(static_cast<int64_t>(CHANNELS), a.dim - channel));
   float sums[CHANNELS];
@@ -43,7 +45,6 @@ FS_KERNEL_OCCUPANCY(256, (CHANNELS > 4 ? 3 : 4), blend, const BlendArgs a) {
   const bool inside = x < a.width && y < a.height;
   const int64_t pixel = (static_cast<int64_t>(place.camera) * a.height + y) * a.width + x;
   const float px = lx - 7.5f, py = ly - 7.5f;
-  const int begin = 0;
   const uint32_t first = a.offsets[tile];
   const int count = static_cast<int>(a.offsets[tile + 1] - first);
 
@@ -57,16 +58,31 @@ FS_KERNEL_OCCUPANCY(256, (CHANNELS > 4 ? 3 : 4), blend, const BlendArgs a) {
   const int last = inside ? a.last[pixel] : 0;
   live = last > 0;
 #endif
-  for (int base = begin; base < count; base += kBatch) {
+  for (int base = 0; base < count; base += kBatch) {
     if (!fs_sync_or(live)) break;
     const int n = min(kBatch, count - base);
-    const float4* from = reinterpret_cast<const float4*>(a.entries + first + base);
-    for (int i = threadIdx.x; i < n * kShape; i += kBatch) entries[i] = fs_ldg(from + i);
+    if (static_cast<int>(threadIdx.x) < n) {
+      const int k = threadIdx.x, cx = place.x + kTile / 2, cy = place.y + kTile / 2;
+      const int64_t at = first + static_cast<uint32_t>(base + k);
+      const Splat s = load_splat(a.splats + fs_ldg(a.list + at));
+      const uint32_t mask = patches_reached(s, cx, cy);
+      float v0;
+      entries[k * kShape] = seen_from(make_float4(s.x, s.y, s.x_rest, s.y_rest),
+                                      make_float4(s.l11, s.l21, s.l22, s.log2_opacity), cx, cy, v0);
+      entries[k * kShape + 1] = make_float4(v0, s.log2_opacity, s.floor, fs_uint_as_float(mask));
+      entries[k * kShape + 2] = make_float4(s.r, s.g, s.b, s.z);
+#if RGB
+      a.masks[at] = static_cast<uint8_t>(mask);
+#endif
 #if CHANNELS > 0
+      ids[k] = s.id;
+#endif
+    }
+#if CHANNELS > 0
+    fs_sync();
     for (int i = threadIdx.x; i < n * CHANNELS; i += kBatch) {
       const int k = i / CHANNELS, c = i - k * CHANNELS;
-      const int64_t id = a.slots[first + base + k] - a.n * place.camera;
-      features[i] = c < channels ? fs_ldg(a.rows + id * a.dim + channel + c) : 0.f;
+      features[i] = c < channels ? fs_ldg(a.rows + static_cast<int64_t>(ids[k]) * a.dim + channel + c) : 0.f;
     }
 #endif
     fs_sync();

@@ -29,39 +29,51 @@ FS_KERNEL(256, check_rows, const CheckArgs a) {
 
 struct DropArgs {
   const int32_t* only_if;
-  const uint8_t* bad;  // [n]
-  const uint32_t *offsets, *slots;
-  Entry* entries;
+  const uint8_t* bad;     // [n]
+  const int64_t* firsts;  // [C + 1] the first splat of each camera
+  Splat* splats;
   float* means2d;  // [C, n, 2] and so on
   int32_t* radii;
   float *depths, *conics;
-  int64_t n, slots_total, capacity;
-  int32_t all_tiles;
+  int64_t n, capacity;
+  int32_t cameras;
 };
 
-// One thread for each place and for each slot.
+// One thread for each splat: those of bad rows reach nothing any more.
 FS_KERNEL(256, drop_bad, const DropArgs a) {
   if (!*a.only_if) return;
-  const int64_t i = fs_global_thread();
-  if (i < min(a.capacity, static_cast<int64_t>(a.offsets[a.all_tiles])) && a.bad[a.slots[i] % a.n]) a.entries[i].mask = 0;
-  if (i >= a.slots_total || !a.bad[i % a.n]) return;
-  for (int k = 0; k < 2; ++k) a.means2d[2 * i + k] = 0, a.radii[2 * i + k] = 0;
-  for (int k = 0; k < 3; ++k) a.conics[3 * i + k] = 0;
-  a.depths[i] = 0;
+  const int64_t rank = fs_global_thread();
+  if (rank >= min(a.capacity, a.firsts[a.cameras])) return;
+  Splat& s = a.splats[rank];
+  if (!a.bad[s.id]) return;
+  s.floor = FS_INF;
+  int camera = 0;
+  while (rank >= a.firsts[camera + 1]) ++camera;
+  const int64_t slot = camera * a.n + s.id;
+  for (int k = 0; k < 2; ++k) a.means2d[2 * slot + k] = 0, a.radii[2 * slot + k] = 0;
+  for (int k = 0; k < 3; ++k) a.conics[3 * slot + k] = 0;
+  a.depths[slot] = 0;
 }
 
 struct GreatestArgs {
-  const float* values;
-  int32_t* bits;  // [1] of the greatest finite magnitude; 0 before
-  int64_t count;
+  const float* rows;      // [n, dim]
+  const int64_t* firsts;  // [C + 1]
+  const Splat* splats;
+  int32_t* bits;          // [1] of the greatest finite magnitude among the drawn; 0 before
+  int64_t dim, capacity;
+  int32_t cameras;
 };
 
+// One warp a splat.
 FS_KERNEL(256, greatest_magnitude, const GreatestArgs a) {
+  const int64_t count = min(a.capacity, a.firsts[a.cameras]), step = static_cast<int64_t>(gridDim.x) * 8;
   int most = 0;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * 256;
-  for (int64_t i = fs_global_thread(); i < a.count; i += step) {
-    const int bits = static_cast<int>(fs_float_as_uint(fs_ldg(a.values + i)) & 0x7fffffffu);
-    if (bits < 0x7f800000) most = max(most, bits);
+  for (int64_t rank = fs_global_thread() >> 5; rank < count; rank += step) {
+    const float* row = a.rows + a.splats[rank].id * a.dim;
+    for (int64_t c = fs_lane(); c < a.dim; c += 32) {
+      const int bits = static_cast<int>(fs_float_as_uint(fs_ldg(row + c)) & 0x7fffffffu);
+      if (bits < 0x7f800000) most = max(most, bits);
+    }
   }
   for (int d = 16; d; d >>= 1) most = max(most, fs_shfl_xor(most, d));
   if (fs_lane() == 0 && most) fs_atomic_max(a.bits, most);

@@ -15,16 +15,14 @@
 #endif
 
 struct FeaturesArgs {
-  const uint32_t* offsets;
-  const Entry* entries;
-  const uint32_t* slots;
+  Lists lists;
   const float* rows;    // [N, dim]
   const int32_t* last;  // [C, H, W]
   const int32_t* most;  // [1] with HALF: bits of the greatest feature's magnitude
   float* out;           // [C, H, W, dim]
   int32_t* sick;        // set when a sum is not finite; or null
   const int32_t* only_if;  // nothing to do while this is 0; or null
-  int64_t n, dim;
+  int64_t dim;
   int32_t width, height, tiles, tiles_x;
   float alpha_max;
 };
@@ -86,7 +84,7 @@ FS_KERNEL_OCCUPANCY(32 * WARPS, 1, blend_features, const FeaturesArgs a) {
   const int lane = fs_lane(), g = lane >> 2, t = lane & 3;
   const int tile = tile_of_warp(), warp = patch_of_warp();
   const Place place = place_of(tile, a.tiles, a.tiles_x);
-  const uint32_t first = a.offsets[tile];
+  const uint32_t first = a.lists.offsets[tile];
   int channel = static_cast<int>(blockIdx.y) * (32 * QUADS);
   const int x = place.x + patch_x(warp) + g, y0 = place.y + patch_y(warp);
   const int32_t* last_row = a.last + (static_cast<int64_t>(place.camera) * a.height + y0) * a.width + x;
@@ -112,7 +110,6 @@ FS_KERNEL_OCCUPANCY(32 * WARPS, 1, blend_features, const FeaturesArgs a) {
     }
   }
   Ring& ring = rings[fs_warp()];
-  const uint32_t before = static_cast<uint32_t>(a.n * place.camera);
   auto take = [&](int head, int members) {
     float w[4][4];  // rows of the patch, splats
     const int patch = again(patch_of_warp());
@@ -122,7 +119,7 @@ FS_KERNEL_OCCUPANCY(32 * WARPS, 1, blend_features, const FeaturesArgs a) {
       const bool there = 4 * t + j < members;
       const int at = (head + (there ? 4 * t + j : 0)) % kRing;
       const float4 shape = ring.shape[at], more = ring.more[at];
-      rows[j] = ring.slot[at] - before;
+      rows[j] = ring.id[at];
       const int index = there ? place_in_list(more) : kNever;
       for (int y = 0; y < 4; ++y) {
         const float al = fminf(alpha_at(shape, more.x, more.y, more.z, px, py0 + y), a.alpha_max);
@@ -181,7 +178,7 @@ FS_KERNEL_OCCUPANCY(32 * WARPS, 1, blend_features, const FeaturesArgs a) {
       }
     }
   };
-  for_groups<QUADS < 4>(a.entries, a.slots, first, farthest, warp, ring, [](int) { return true; }, take);
+  for_groups(a.lists, first, farthest, warp, place.x + kTile / 2, place.y + kTile / 2, ring, [](int) { return true; }, take);
   if (a.sick) {
     float zero = 0;
 #pragma unroll

@@ -4,9 +4,9 @@
 
 struct GatherArgs {
   const float *means, *quats, *scales, *opacities, *colors, *viewmats, *Ks;
-  const int32_t* keys;     // [C, N] sorted depth keys of each camera: the drawn come first
-  const int64_t* order;    // [C, N] and their ids
-  const float* sums;       // [C, N, record]: see backward.cu
+  const int64_t* firsts;   // [C + 1] the first splat of each camera
+  const Splat* splats;
+  const float* sums;       // [splats, record]: see backward.cu
   float *v_means, *v_quats, *v_scales, *v_opacities, *v_colors;  // added to; each may be null
   float *v_means2d, *v_means2d_abs;  // [C, N, 2] set for the drawn
   double* v_views;         // [blocks, 12] of this camera: sums of each block, rows of (R | t); null, or cleared before
@@ -139,14 +139,13 @@ FS_DEVICE void add_to(float* to, double v) { *to += static_cast<float>(v); }
 // One thread for each Gaussian drawn in one camera. Cameras come one after the other, so that nothing is added twice at once.
 FS_KERNEL(128, gather_gradients, const GatherArgs a) {
   FS_SHARED(double, partial, 4 * 12);
-  const int64_t base = static_cast<int64_t>(a.camera) * a.n, rank = fs_global_thread();
-  if (a.keys[base + static_cast<int64_t>(blockIdx.x) * 128] == kNever) return;
-  const bool there = rank < a.n && a.keys[base + (rank < a.n ? rank : 0)] != kNever;
+  const int64_t begin = a.firsts[a.camera], end = a.firsts[a.camera + 1], rank = begin + fs_global_thread();
+  if (begin + static_cast<int64_t>(blockIdx.x) * 128 >= end) return;
   double view[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
-  if (there) {
-    const int64_t id = a.order[base + rank], slot = base + id;
+  if (rank < end && a.splats[rank].floor < FS_INF) {  // a sick one was left out
+    const int64_t id = a.splats[rank].id, slot = a.camera * a.n + id;
     Sums sums;
-    const float4* from = reinterpret_cast<const float4*>(a.sums + slot * a.record);
+    const float4* from = reinterpret_cast<const float4*>(a.sums + rank * a.record);
     float4* to = reinterpret_cast<float4*>(&sums);
     for (int i = 0; i < 3; ++i) to[i] = fs_ldg(from + i);
     GeometryGradient out;
@@ -183,42 +182,50 @@ FS_KERNEL(128, gather_gradients, const GatherArgs a) {
   }
 }
 
-struct SumHitsArgs {
-  const int32_t* counts;    // [C, N] pairs of each slot
-  const int64_t* starts;    // and the first of them
-  const int64_t* hit_ends;  // [pairs] where the records of each pair end
+struct RowsArgs {
+  const int64_t* firsts;
+  const Splat* splats;
+  const float* sums;  // [splats, record], channels from 12 on
+  float* v_rows;      // [N, dim] added to
+  int64_t dim;
+  int32_t camera, record;
+};
+
+// One thread for each channel of each splat of one camera.
+FS_KERNEL(256, gather_rows, const RowsArgs a) {
+  const int64_t begin = a.firsts[a.camera], i = fs_global_thread(), rank = begin + i / a.dim, c = i % a.dim;
+  if (rank < a.firsts[a.camera + 1]) a.v_rows[a.splats[rank].id * a.dim + c] += a.sums[rank * a.record + 12 + c];
+}
+
+struct HitsArgs {
+  const uint8_t* masks;     // [pairs]
+  const int64_t* written;   // [pairs] the pair (as written) of each place
+  const int64_t* ends;      // [splats] where the pairs of each end, as written
+  int64_t* hits;            // [pairs] count_hits: patches that each pair (as written) reaches; sum_hits: their inclusive sums
   const float* records;     // [hits, record]
-  float* sums;              // [C, N, record]
-  int64_t slots_total;
+  float* sums;              // [splats, record]
+  int64_t pairs, splats;
   int32_t record;
 };
 
-// One thread for each slot and four fields: the records of its patches in the order of its pairs.
-FS_KERNEL(256, sum_hits, const SumHitsArgs a) {
+FS_KERNEL(256, count_hits, const HitsArgs a) {
+  const int64_t place = fs_global_thread();
+  if (place < a.pairs) a.hits[a.written[place]] = fs_popc(a.masks[place]);
+}
+
+// One thread for each splat and four fields: the records of its patches in the order of its pairs.
+FS_KERNEL(256, sum_hits, const HitsArgs a) {
   const int quads = a.record / 4;
-  const int64_t i = fs_global_thread(), slot = i / quads;
-  if (slot >= a.slots_total) return;
+  const int64_t i = fs_global_thread(), rank = i / quads;
+  if (rank >= a.splats) return;
+  const int64_t start = rank ? a.ends[rank - 1] : 0, end = a.ends[rank];
   float4 sum = make_float4(0, 0, 0, 0);
-  const int count = a.counts[slot];
-  if (count) {
-    const int64_t start = a.starts[slot];
+  if (end > start) {
     const float4* from = reinterpret_cast<const float4*>(a.records) + i % quads;
-    for (int64_t h = start ? a.hit_ends[start - 1] : 0; h < a.hit_ends[start + count - 1]; ++h) {
+    for (int64_t h = start ? a.hits[start - 1] : 0; h < a.hits[end - 1]; ++h) {
       const float4 v = fs_ldg(from + h * quads);
       sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
     }
   }
   reinterpret_cast<float4*>(a.sums)[i] = sum;
-}
-
-struct CountHitsArgs {
-  const Entry* entries;
-  const uint32_t* written;  // the pair of each place
-  int64_t* hits;            // [pairs] patches that each reaches
-  int64_t pairs;
-};
-
-FS_KERNEL(256, count_hits, const CountHitsArgs a) {
-  const int64_t place = fs_global_thread();
-  if (place < a.pairs) a.hits[a.written[place]] = fs_popc(a.entries[place].mask);
 }

@@ -11,8 +11,9 @@
 struct Shared {
   float sums[kPatches][BATCH * kChannels];  // of each warp, for the splats it takes, one after the other
   uint16_t high[kPatches][BATCH * kWeightRow], low[kPatches][BATCH * kWeightRow];
-  float4 shape[BATCH], more[BATCH];  // as in Entry
-  uint32_t slot[BATCH];
+  float4 shape[BATCH], more[BATCH];  // l11, l21, u0, l22; v0, log2_opacity, floor, bits of the mask
+  float4 center[BATCH], factor[BATCH], rest[BATCH];  // of the splats on their way from memory
+  uint32_t id[BATCH];
   uint32_t taken[kPatches];  // bits: which entries of the batch
   float weights[kPatches][BATCH];
 };
@@ -28,8 +29,8 @@ FS_KERNEL(256, lift, const LiftArgs a) {
   Shared& s = *shared;
   const int tile = blockIdx.x, warp = fs_warp(), lane = fs_lane(), g = lane >> 2, t = lane & 3;
   const Place place = place_of(tile, a.tiles, a.tiles_x);
-  const uint32_t first = a.offsets[tile];
-  const int count = static_cast<int>(a.offsets[tile + 1] - first);
+  const uint32_t first = a.lists.offsets[tile];
+  const int count = static_cast<int>(a.lists.offsets[tile + 1] - first);
   if (count == 0) return;
   const int channel = static_cast<int>(blockIdx.y) * kChannels;
   const int lx = patch_x(warp) + (lane & 7), ly = patch_y(warp) + (lane >> 3);
@@ -64,16 +65,24 @@ FS_KERNEL(256, lift, const LiftArgs a) {
       split_pair(v[0].w, v[1].w, high[2 * c + 1][k][part + 1], low[2 * c + 1][k][part + 1]);
     }
   }
-  float4 ahead = make_float4(0, 0, 0, 0);
-  uint32_t slot_ahead = 0;
-  auto load = [&](int base) {
-    const int index = base + (static_cast<int>(threadIdx.x) >> 1), half = threadIdx.x & 1;
-    if (threadIdx.x >= 2 * BATCH || index >= count) return;
-    const int64_t at = first + static_cast<uint32_t>(index);
-    ahead = fs_ldg(reinterpret_cast<const float4*>(a.entries) + 3 * at + half);
-    if (!half) slot_ahead = fs_ldg(a.slots + at);
+  const int own = threadIdx.x;  // of a batch, for the threads that fetch one
+  uint32_t rank = 0, mask = 0, arriving = 0;
+  auto look = [&](int base) {  // at the list
+    if (own >= BATCH || base + own >= count) return;
+    const int64_t at = first + static_cast<uint32_t>(base + own);
+    rank = fs_ldg(a.lists.list + at), mask = fs_ldg(a.lists.masks + at);
   };
-  load(0);
+  auto fetch = [&](int base) {
+    if (own < BATCH && base + own < count) {
+      const float4* from = reinterpret_cast<const float4*>(a.lists.splats + rank);
+      fs_cp_async16(s.center + own, from), fs_cp_async16(s.factor + own, from + 1), fs_cp_async16(s.rest + own, from + 3);
+    }
+    fs_cp_commit();
+    arriving = mask;
+  };
+  look(0);
+  fetch(0);
+  look(BATCH);
   uint16_t* hw = s.high[warp];
   uint16_t* lw = s.low[warp];
   for (int base = 0; base < count; base += BATCH) {
@@ -84,12 +93,15 @@ FS_KERNEL(256, lift, const LiftArgs a) {
     if (!fs_sync_or(live)) return;
 #endif
     const int n = min(BATCH, count - base);
-    if (threadIdx.x < 2 * BATCH) {
-      const int k = static_cast<int>(threadIdx.x) >> 1;
-      if (threadIdx.x & 1) s.more[k] = ahead;
-      else s.shape[k] = ahead, s.slot[k] = slot_ahead;
-      load(base + BATCH);  // under way while this batch is worked on
+    fs_cp_wait<0>();
+    if (own < n) {
+      const float4 factor = s.factor[own], rest = s.rest[own];
+      float v0;
+      s.shape[own] = seen_from(s.center[own], factor, place.x + kTile / 2, place.y + kTile / 2, v0);
+      s.more[own] = make_float4(v0, factor.w, rest.x, fs_uint_as_float(arriving)), s.id[own] = fs_float_as_uint(rest.w);
     }
+    fetch(base + BATCH);  // under way while this batch is worked on
+    look(base + 2 * BATCH);
     fs_sync();
     bool hit = lane < n && (fs_float_as_uint(s.more[lane % BATCH].w) >> warp & 1);
 #if STOPS
@@ -185,7 +197,7 @@ FS_KERNEL(256, lift, const LiftArgs a) {
         const float4 v = reinterpret_cast<const float4*>(s.sums[w] + row * kChannels)[swizzled(row, chunk)];
         sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w, any = true;
       }
-      if (any) add_channels(a, static_cast<int64_t>(s.slot[k]) - a.n * place.camera, channel + 4 * chunk, sum.x, sum.y, sum.z, sum.w);
+      if (any) add_channels(a, static_cast<int64_t>(s.id[k]), channel + 4 * chunk, sum.x, sum.y, sum.z, sum.w);
     }
 #if WEIGHTS
     if (blockIdx.y == 0 && static_cast<int>(threadIdx.x) < n) {
@@ -195,7 +207,7 @@ FS_KERNEL(256, lift, const LiftArgs a) {
         const uint32_t bits = s.taken[w];
         if (bits >> k & 1) sum += s.weights[w][fs_popc(bits & ((1u << k) - 1))];
       }
-      if (sum != 0) add_to(a, a.weights, static_cast<int64_t>(s.slot[k]) - a.n * place.camera, sum);
+      if (sum != 0) add_to(a, a.weights, static_cast<int64_t>(s.id[k]), sum);
     }
 #endif
   }

@@ -20,15 +20,13 @@
 #endif
 
 struct LiftArgs {
-  const uint32_t* offsets;
-  const Entry* entries;
-  const uint32_t* slots;
+  Lists lists;
   const float* maps;    // [C, H, W, dim]
   const int32_t* last;  // [C, H, W], with STOPS
   const double* scale;  // [2] with FIXED: units in one, of sums and of weights
   void* sums;           // [N, dim] float, or int64 with FIXED; added to
   void* weights;        // [N], likewise; or null
-  int64_t n, dim;
+  int64_t dim;
   int32_t width, height, tiles, tiles_x;
   float alpha_max, transmittance_min;
 };

@@ -5,8 +5,8 @@ FS_KERNEL(256, lift_pixels, const LiftArgs a) {
   FS_SHARED(Ring, rings, kPatches);
   const int tile = blockIdx.x, warp = fs_warp(), lane = fs_lane();
   const Place place = place_of(tile, a.tiles, a.tiles_x);
-  const uint32_t first = a.offsets[tile];
-  const int count = static_cast<int>(a.offsets[tile + 1] - first);
+  const uint32_t first = a.lists.offsets[tile];
+  const int count = static_cast<int>(a.lists.offsets[tile + 1] - first);
   const int64_t channel = static_cast<int64_t>(blockIdx.y) * kChannels;
   const int lx = patch_x(warp) + (lane & 7), ly = patch_y(warp) + (lane >> 3);
   const bool inside = place.x + lx < a.width && place.y + ly < a.height;
@@ -46,7 +46,7 @@ FS_KERNEL(256, lift_pixels, const LiftArgs a) {
   auto take = [&](int head, int members) {
     for (int m = 0; m < members; ++m) {
       const float w = weigh((head + m) % kRing);
-      const int64_t id = static_cast<int64_t>(rings[warp].slot[(head + m) % kRing]) - a.n * place.camera;
+      const int64_t id = rings[warp].id[(head + m) % kRing];
       for (int c = -WEIGHTS; c < kChannels; ++c) {
         if (c < 0 ? blockIdx.y != 0 : channel + c >= a.dim) continue;
         float sum = c < 0 ? w : w * maps[c < 0 ? 0 : c];
@@ -55,5 +55,5 @@ FS_KERNEL(256, lift_pixels, const LiftArgs a) {
       }
     }
   };
-  for_groups(a.entries, a.slots, first, count, warp, rings[warp], going, take);
+  for_groups(a.lists, first, count, warp, place.x + kTile / 2, place.y + kTile / 2, rings[warp], going, take);
 }

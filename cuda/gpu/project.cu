@@ -9,11 +9,13 @@ struct ProjectArgs {
   float* means2d;           // [C, N, 2] and so on
   int32_t* radii;
   float *depths, *conics;
-  Splat* splats;     // [C, N]
-  int32_t* keys;     // [C, N] bits of the depth, kNever where not drawn
-  int32_t* counts;   // [C, N] tiles that each reaches
-  int32_t* status;   // [0]: set to 1 when a camera is not finite
-  int64_t n, camera_colors;
+  int32_t* keys;            // [C, N] bits of the depth, kNever where not drawn; for make_splats sorted within each camera
+  const int64_t* order;     // [C, N] ids in that order
+  int64_t* found;           // [0] pairs (by tiles.cu), [1] splats, [2] set to 1 when a camera is not finite
+  int64_t* firsts;          // [C + 1] the first splat of each camera
+  Splat* splats;            // [capacity]
+  int64_t* spans;           // [capacity] tiles that each reaches
+  int64_t n, camera_colors, capacity;
   double near, far, eps2d, extent, alpha_min;
   int32_t cameras, width, height, color_kind, sh_degree, sh_rows, antialiased;
 };
@@ -86,34 +88,73 @@ FS_DEVICE bool project_one(const ProjectArgs& a, const View& c, int64_t id, Spla
   o.log2_opacity = static_cast<float>(log2_opacity);
   o.floor = static_cast<float>(fmax(by_extent, log2_alpha_min));
   o.z = static_cast<float>(s.Z);
-  o.pad = 0;
   conic[0] = static_cast<float>(A), conic[1] = static_cast<float>(B), conic[2] = static_cast<float>(C);
   return true;
 }
 
-// One thread a Gaussian; blockIdx.y is the camera.
+// One thread a Gaussian; blockIdx.y is the camera. Which are drawn, how deep they lie, and what the caller is told of them.
 FS_KERNEL(128, project, const ProjectArgs a) {
   const int64_t id = fs_global_thread();
   const int camera = blockIdx.y;
   if (id >= a.n) return;
   const View view = view_of(a.viewmats, a.Ks, camera, a.width, a.height);
-  if (id == 0 && !view.finite) a.status[0] = 1;
+  if (id == 0 && !view.finite) a.found[2] = 1;
   const int64_t slot = camera * a.n + id;
   Splat o;
   int32_t radii[2] = {0, 0};
-  float conic[3] = {0, 0, 0}, rgb[3];
-  bool drawn = view.finite && !(a.excluded && a.excluded[id]) && project_one(a, view, id, o, radii, conic);
-  drawn = drawn && color_of(a, view, id, camera, rgb);
-  if (drawn) {
-    o.r = rgb[0], o.g = rgb[1], o.b = rgb[2];
-    const float4* from = reinterpret_cast<const float4*>(&o);
-    float4* to = reinterpret_cast<float4*>(a.splats + slot);
-    for (int i = 0; i < 4; ++i) to[i] = from[i];
-  }
+  float conic[3] = {0, 0, 0};
+  const bool drawn = view.finite && !(a.excluded && a.excluded[id]) && project_one(a, view, id, o, radii, conic);
   a.keys[slot] = drawn ? static_cast<int32_t>(fs_float_as_uint(o.z)) : kNever;
-  a.counts[slot] = drawn ? for_tiles(o, 0, [](int, int) {}) : 0;
   a.means2d[2 * slot] = drawn ? o.x : 0, a.means2d[2 * slot + 1] = drawn ? o.y : 0;
   a.radii[2 * slot] = drawn ? radii[0] : 0, a.radii[2 * slot + 1] = drawn ? radii[1] : 0;
   a.depths[slot] = drawn ? o.z : 0;
   for (int k = 0; k < 3; ++k) a.conics[3 * slot + k] = drawn ? conic[k] : 0;
+}
+
+// One thread: where each camera's splats begin. Those not drawn were sorted to the end.
+FS_KERNEL(32, count_splats, const ProjectArgs a) {
+  if (threadIdx.x != 0) return;
+  int64_t first = 0;
+  for (int camera = 0; camera < a.cameras; ++camera) {
+    a.firsts[camera] = first;
+    const int32_t* keys = a.keys + camera * a.n;
+    int64_t low = 0, high = a.n;
+    while (low < high) {
+      const int64_t middle = (low + high) >> 1;
+      if (keys[middle] == kNever) high = middle;
+      else low = middle + 1;
+    }
+    first += low;
+  }
+  a.firsts[a.cameras] = a.found[1] = first;
+}
+
+// One thread for each splat. One with a colour that is not finite stays without tiles, and the caller is told 0.
+FS_KERNEL(128, make_splats, const ProjectArgs a) {
+  const int64_t rank = fs_global_thread();
+  if (rank >= a.capacity) return;
+  if (rank >= a.firsts[a.cameras]) {
+    a.spans[rank] = 0;
+    return;
+  }
+  int camera = 0;
+  while (rank >= a.firsts[camera + 1]) ++camera;
+  const int64_t id = a.order[camera * a.n + rank - a.firsts[camera]];
+  const View view = view_of(a.viewmats, a.Ks, camera, a.width, a.height);
+  Splat o;
+  int32_t radii[2];
+  float conic[3], rgb[3];
+  project_one(a, view, id, o, radii, conic);
+  const bool healthy = color_of(a, view, id, camera, rgb);
+  o.r = rgb[0], o.g = rgb[1], o.b = rgb[2], o.id = static_cast<uint32_t>(id);
+  if (!healthy) o.floor = FS_INF;
+  a.spans[rank] = healthy ? for_tiles(o, 0, [](int, int) {}) : 0;
+  const float4* from = reinterpret_cast<const float4*>(&o);
+  float4* to = reinterpret_cast<float4*>(a.splats + rank);
+  for (int i = 0; i < 4; ++i) to[i] = from[i];
+  if (healthy) return;
+  const int64_t slot = camera * a.n + id;
+  for (int k = 0; k < 2; ++k) a.means2d[2 * slot + k] = 0, a.radii[2 * slot + k] = 0;
+  for (int k = 0; k < 3; ++k) a.conics[3 * slot + k] = 0;
+  a.depths[slot] = 0;
 }

@@ -3,9 +3,7 @@
 #include "walk.cuh"
 
 struct QueryArgs {
-  const uint32_t* offsets;
-  const Entry* entries;
-  const uint32_t* slots;
+  Lists lists;
   int64_t n, k;
   int64_t* sums;       // contributions [C, N]: in fixed point, kUnit to one
   int32_t* maxima;     // [C, N] bits of floats
@@ -27,11 +25,11 @@ struct Pixels {
   bool inside;
 };
 
-// visit(weight, slot, counts) for every entry of the warp, by all lanes; weight is 0 where the pair does not count.
+// visit(weight, id, counts) for every entry of the warp, by all lanes; weight is 0 where the pair does not count.
 template <class Visit>
 FS_DEVICE Pixels for_weights(const QueryArgs& a, int tile, Ring& ring, Pixels p, Visit visit) {
   const int warp = fs_warp(), lane = fs_lane();
-  const uint32_t first = a.offsets[tile];
+  const uint32_t first = a.lists.offsets[tile];
   const float px = patch_x(warp) + (lane & 7) - 7.5f, py = patch_y(warp) + (lane >> 3) - 7.5f;
   float T = 1;
   bool live = p.inside && T > a.transmittance_min;
@@ -44,11 +42,11 @@ FS_DEVICE Pixels for_weights(const QueryArgs& a, int tile, Ring& ring, Pixels p,
       const bool counts = live && al > 0;
       const float w = counts ? al * T : 0.f;
       if (counts) T = next;
-      visit(w, ring.slot[(head + m) % kRing], counts);
+      visit(w, ring.id[(head + m) % kRing], counts);
     }
   };
-  for_groups(a.entries, a.slots, first, static_cast<int>(a.offsets[tile + 1] - first), warp, ring,
-             [&](int) { return fs_any(live); }, take);
+  for_groups(a.lists, first, static_cast<int>(a.lists.offsets[tile + 1] - first), warp, p.place.x + kTile / 2,
+             p.place.y + kTile / 2, ring, [&](int) { return fs_any(live); }, take);
   return p;
 }
 
@@ -64,13 +62,16 @@ FS_DEVICE Pixels pixels_of(const QueryArgs& a, int tile) {
 FS_KERNEL(256, sum_contributions, const QueryArgs a) {
   FS_SHARED(Ring, rings, kPatches);
   const int lane = fs_lane();
-  for_weights(a, blockIdx.x, rings[fs_warp()], pixels_of(a, blockIdx.x), [&](float w, uint32_t slot, bool counts) {
+  const Pixels p = pixels_of(a, blockIdx.x);
+  const int64_t before = p.place.camera * a.n;
+  for_weights(a, blockIdx.x, rings[fs_warp()], p, [&](float w, uint32_t id, bool counts) {
     const uint32_t pixels = fs_ballot(counts);
     if (!pixels) return;
     int most = static_cast<int>(fs_float_as_uint(w));
     float sum = w;
     for (int d = 16; d; d >>= 1) sum += fs_shfl_xor(sum, d), most = max(most, fs_shfl_xor(most, d));
     if (lane == 0) {
+      const int64_t slot = before + id;
       fs_atomic_add(a.sums + slot, static_cast<int64_t>(sum * kUnit));
       fs_atomic_max(a.maxima + slot, most);
       fs_atomic_add(a.pixels + slot, static_cast<int64_t>(fs_popc(pixels)));
@@ -84,12 +85,11 @@ FS_KERNEL(256, find_greatest, const QueryArgs a) {
   int64_t* ids = a.ids + (p.inside ? p.at : 0) * a.k;
   float* most = a.weights + (p.inside ? p.at : 0) * a.k;
   int64_t found = 0;
-  const int64_t before = p.place.camera * a.n;
-  for_weights(a, blockIdx.x, rings[fs_warp()], p, [&](float w, uint32_t slot, bool counts) {
+  for_weights(a, blockIdx.x, rings[fs_warp()], p, [&](float w, uint32_t id, bool counts) {
     if (!counts || (found == a.k && w <= most[a.k - 1])) return;
     int64_t at = found < a.k ? found++ : a.k - 1;
     for (; at > 0 && most[at - 1] < w; --at) most[at] = most[at - 1], ids[at] = ids[at - 1];
-    most[at] = w, ids[at] = static_cast<int64_t>(slot) - before;
+    most[at] = w, ids[at] = id;
   });
   if (!p.inside) return;
   for (int64_t at = found; at < a.k; ++at) most[at] = 0, ids[at] = -1;
@@ -111,9 +111,9 @@ FS_KERNEL(256, list_weights, const QueryArgs a) {
   const Pixels p = pixels_of(a, tile);
   const int64_t row = p.at - static_cast<int64_t>(a.camera) * a.width * a.height;
   int64_t at = p.inside && row > 0 ? a.ends[row - 1] : 0;
-  for_weights(a, tile, rings[fs_warp()], p, [&](float w, uint32_t slot, bool counts) {
+  for_weights(a, tile, rings[fs_warp()], p, [&](float w, uint32_t id, bool counts) {
     if (!counts) return;
-    a.ids[at] = static_cast<int64_t>(slot) - a.camera * a.n, a.weights[at] = w;
+    a.ids[at] = id, a.weights[at] = w;
     ++at;
   });
 }

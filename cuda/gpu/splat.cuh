@@ -10,6 +10,7 @@ constexpr int kNever = 0x7fffffff;  // depth key of a Gaussian that is not drawn
 //   u = l11 (p.x - x) + l21 (p.y - y),  v = l22 (p.y - y)
 // comes from the Cholesky factor of its inverse 2D covariance, times sqrt(log2(e) / 2): squares of small sums keep
 // their digits where the terms of a quadratic form (long thin splats, far from the centre) cancel.
+// Splats of all cameras stand one after the other, each camera's near to far; "rank" is a splat's place there.
 struct __align__(16) Splat {
   float x, y, x_rest, y_rest;  // centre in pixels: rounded, and what rounding left
   float l11, l21, l22, log2_opacity;
@@ -17,16 +18,16 @@ struct __align__(16) Splat {
   float floor;         // exponents below this do not count: extent and alpha_min together
   uint32_t tiles_x;    // tiles its bounding box meets: first in the low half, end (exclusive) in the high half
   uint32_t tiles_y;
-  uint32_t pad;
+  uint32_t id;         // of the Gaussian
 };
 
-// A splat as one tile sees it; pixel coordinates are relative to the tile's centre: u = u0 + l11 x + l21 y, v = v0 + l22 y.
-struct __align__(16) Entry {
-  float l11, l21, u0, l22;
-  float v0, log2_opacity, floor;
-  uint32_t mask;       // bit w: the patch of warp w is reached
-  float r, g, b, z;
-};
+// The numbers of a splat as one tile sees it, pixel coordinates relative to the tile's centre (cx, cy):
+// u = u0 + l11 x + l21 y, v = v0 + l22 y. `shape` is {l11, l21, u0, l22}.
+FS_DEVICE float4 seen_from(float4 center, float4 factor, int cx, int cy, float& v0) {
+  const double dx = (cx - static_cast<double>(center.x)) - center.z, dy = (cy - static_cast<double>(center.y)) - center.w;
+  v0 = static_cast<float>(factor.z * dy);
+  return make_float4(factor.x, factor.y, static_cast<float>(factor.x * dx + factor.y * dy), factor.z);
+}
 
 // alpha before the clamp by alpha_max, 0 where the pair does not count.
 FS_DEVICE float alpha_at(float4 shape, float v0, float log2_opacity, float floor, float px, float py) {
@@ -101,6 +102,25 @@ FS_DEVICE int again(int v) {
   asm volatile("" : "+r"(v));
 #endif
   return v;
+}
+
+// Bit w is set when a splat reaches the patch of warp w. (cx, cy) is the tile's centre.
+FS_DEVICE uint32_t patches_reached(const Splat& s, int cx, int cy) {
+  const Ellipse e = ellipse_of(s.l11, s.l21, s.l22, s.log2_opacity, s.floor);
+  const float x = (cx - s.x) - s.x_rest, y = (cy - s.y) - s.y_rest, distance = fabsf(x) + fabsf(y) + kTile;
+  uint32_t mask = 0;
+  for (int w = 0; w < kPatches; ++w) {
+    const float left = x + ((w & 1) * 8 - 7.5f), top = y + ((w >> 1) * 4 - 7.5f);
+    mask |= static_cast<uint32_t>(reaches(e, left, top, 7, 3, distance)) << w;
+  }
+  return mask;
+}
+
+FS_DEVICE Splat load_splat(const Splat* from) {
+  Splat s;
+  float4* to = reinterpret_cast<float4*>(&s);
+  for (int i = 0; i < 4; ++i) to[i] = fs_ldg(reinterpret_cast<const float4*>(from) + i);
+  return s;
 }
 
 // The pixel of a lane within the patch of its warp, relative to the tile's first pixel.

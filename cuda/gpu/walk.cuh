@@ -1,48 +1,71 @@
-// How a warp walks the list of its tile by itself: it picks out the entries that reach its patch and takes them in groups.
+// How a warp walks the list of its tile by itself: it picks out the splats that reach its patch and takes them in groups.
 #pragma once
 #include "splat.cuh"
 
 constexpr int kGroup = 16, kRing = 64;
 
-// Entries picked out and not yet taken, in shared memory.
+// What the kernels know of the tiles' lists.
+struct Lists {
+  const uint32_t* offsets;  // [all tiles + 1]
+  const uint32_t* list;     // [pairs] ranks of splats
+  const uint8_t* masks;     // [pairs] bit w: the patch of warp w is reached
+  const Splat* splats;
+};
+
+// Splats picked out and not yet taken, in shared memory.
 struct Ring {
   float4 shape[kRing];   // l11, l21, u0, l22
   float4 more[kRing];    // v0, log2_opacity, floor, bits of the place in the tile's list
-  uint32_t slot[kRing];
+  uint32_t id[kRing];
+  float4 center[32], factor[32], rest[32];  // of the splats on their way from memory, by lane
 };
 
-// take(head, members): a group of up to 16 entries, near to far, in the ring from place head % 64 on. A warp takes groups
-// until the list, from `first` on, ends after `count` entries or going() is false; all lanes call going, and take may use warp collectives.
-// Ahead: the next entries are loaded while groups are worked on, for 9 registers.
-template <bool kAhead = true, class Going, class Take>
-FS_DEVICE void for_groups(const Entry* entries, const uint32_t* slots, uint32_t first, int count, int warp, Ring& ring,
-                          Going going, Take take) {
+// take(head, members): a group of up to 16 splats, near to far, in the ring from place head % 64 on. A warp takes groups
+// until the first `count` of its tile's list are through or going() is false; all lanes call going, and take may use warp
+// collectives. Splats are fetched while groups are worked on.
+template <class Going, class Take>
+FS_DEVICE void for_groups(const Lists& lists, uint32_t first, int count, int patch, int cx, int cy, Ring& ring, Going going,
+                          Take take) {
   const int lane = fs_lane();
-  const float4* from = reinterpret_cast<const float4*>(entries);
   int head = 0, tail = 0;
-  float4 shape = make_float4(0, 0, 0, 0), more = shape;
-  uint32_t slot = 0;
-  auto load = [&](int base) {
+  uint32_t rank = 0;
+  bool hit = false;
+  auto look = [&](int base) {  // at the list
     const int mine = base + lane;
-    if (mine >= count) return;
+    hit = mine < count;
+    if (!hit) return;
     const int64_t at = first + static_cast<uint32_t>(mine);
-    shape = fs_ldg(from + 3 * at), more = fs_ldg(from + 3 * at + 1), slot = fs_ldg(slots + at);
+    rank = fs_ldg(lists.list + at), hit = fs_ldg(lists.masks + at) >> patch & 1;
   };
-  if (kAhead) load(0);
+  auto fetch = [&] {
+    if (hit) {
+      const float4* from = reinterpret_cast<const float4*>(lists.splats + rank);
+      fs_cp_async16(ring.center + lane, from), fs_cp_async16(ring.factor + lane, from + 1);
+      fs_cp_async16(ring.rest + lane, from + 3);
+    }
+    fs_cp_commit();
+  };
+  look(0);
+  fetch();
+  bool arriving = hit;
+  look(32);
   for (int base = 0;; base += 32) {
     const bool more_to_come = base < count && going(base);
     if (more_to_come) {
-      if (!kAhead) load(base);
-      const bool hit = base + lane < count && (fs_float_as_uint(more.w) >> warp & 1);
-      const uint32_t bits = fs_ballot(hit);
-      if (hit) {
+      fs_cp_wait<0>();
+      const uint32_t bits = fs_ballot(arriving);
+      if (arriving) {
         const int at = (tail + fs_popc(bits & ((1u << lane) - 1))) % kRing;
-        ring.shape[at] = shape, ring.slot[at] = slot;
-        more.w = fs_uint_as_float(static_cast<uint32_t>(base + lane));
-        ring.more[at] = more;
+        const float4 factor = ring.factor[lane], rest = ring.rest[lane];
+        float v0;
+        ring.shape[at] = seen_from(ring.center[lane], factor, cx, cy, v0);
+        ring.more[at] = make_float4(v0, factor.w, rest.x, fs_uint_as_float(static_cast<uint32_t>(base + lane)));
+        ring.id[at] = fs_float_as_uint(rest.w);
       }
       tail += fs_popc(bits);
-      if (kAhead) load(base + 32);
+      fetch();
+      arriving = hit;
+      look(base + 64);
     }
     fs_syncwarp();
     const int least = more_to_come ? kGroup : 1;
@@ -52,7 +75,7 @@ FS_DEVICE void for_groups(const Entry* entries, const uint32_t* slots, uint32_t 
   }
 }
 
-// The place in the tile's list of an entry in the ring.
+// The place in the tile's list of a splat in the ring.
 FS_DEVICE int place_in_list(float4 more) { return static_cast<int>(fs_float_as_uint(more.w)); }
 
 FS_DEVICE int warp_max(int v) {

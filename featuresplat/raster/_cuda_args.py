@@ -19,7 +19,10 @@ _COMMENT = re.compile(r"//[^\n]*")
 
 @cache
 def structure(file: str, name: str) -> type[ctypes.Structure]:
-    """The ctypes twin of ``struct name`` in a source file: pointers, 32 and 64 bit integers, float, double."""
+    """The ctypes twin of ``struct name`` in a source file: pointers, 32 and 64 bit integers, float, double.
+
+    A structure within it, which must consist of pointers, is found in walk.cuh; its fields stand in its place.
+    """
     text = _COMMENT.sub("", (engine_sources().folder / file).read_text())
     body = re.search(rf"\bstruct {name}\s*\{{(.*?)\}};", text, re.DOTALL)
     if body is None:
@@ -30,6 +33,9 @@ def structure(file: str, name: str) -> type[ctypes.Structure]:
         if not words:
             continue
         kind, names = re.match(r"(\w+)\s*(.*)", words, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
+        if "*" not in names and kind not in _TYPES:
+            fields += structure("walk.cuh", kind)._fields_
+            continue
         for declarator in names.split(","):
             pointer = "*" in declarator
             fields.append((declarator.replace("*", "").strip(), ctypes.c_void_p if pointer else _TYPES[kind]))

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from featuresplat.errors import FeaturesplatError
 from featuresplat.raster import _cuda_options as options
-from featuresplat.raster._cuda_forward import Stops
 from featuresplat.raster._cuda_frame import Frame, blocks
 from featuresplat.raster._cuda_lift import transpose
 from featuresplat.raster._inputs import RasterInputs
@@ -21,11 +20,11 @@ from featuresplat.types import RasterMeta
 
 _GEOMETRY = ("means", "quats", "scales", "opacities", "viewmats")
 _FIXED_FLOATS = 12
-"""Floats that a slot receives before those of feature channels; see backward.cu."""
+"""Floats that a splat receives before those of feature channels; see backward.cu."""
 
 
 def gradients(
-    inputs: RasterInputs, frame: Frame, stops: Stops, meta: RasterMeta, alpha: Tensor, depth: Tensor, incoming,
+    inputs: RasterInputs, frame: Frame, meta: RasterMeta, alpha: Tensor, depth: Tensor, incoming,
     wanted: dict[str, bool],
 ) -> dict[str, Tensor]:  # fmt: skip
     """Gradients by name, of the inputs that are ``wanted``.
@@ -60,7 +59,7 @@ def gradients(
             "gradients through opaque pixels need alpha_max below 1 or transmittance_min above 0",
             "Change one of the two settings.",
         )
-    work = _Backward(inputs, frame, stops, meta, alpha, depth, (v_rgb, v_features, v_alpha, v_depth), wanted, out)
+    work = _Backward(inputs, frame, meta, alpha, depth, (v_rgb, v_features, v_alpha, v_depth), wanted, out)
     work.run(moves, colored, features_move)
     return out
 
@@ -75,8 +74,8 @@ def _no_geometry(inputs: RasterInputs, wanted: dict[str, bool], out: dict[str, T
 class _Backward:
     """One backward pass."""
 
-    def __init__(self, inputs, frame, stops, meta, alpha, depth, incoming, wanted, out):
-        self.inputs, self.frame, self.stops, self.meta = inputs, frame, stops, meta
+    def __init__(self, inputs, frame, meta, alpha, depth, incoming, wanted, out):
+        self.inputs, self.frame, self.meta = inputs, frame, meta
         self.alpha, self.depth = alpha, depth
         self.v_rgb, self.v_features, self.v_alpha, self.v_depth = incoming
         self.wanted, self.out = wanted, out
@@ -94,31 +93,30 @@ class _Backward:
             wide = features_move and not few
             sums = self._sums(colored, beside, wide, moves, features_move)
             if beside and row_grads:
-                of_rows = sums.view(self.frame.cameras, self.frame.gaussians, -1)[..., _FIXED_FLOATS:]
-                out["features"] = of_rows[..., :beside].sum(0)
+                self._gather_rows(sums, out["features"])
         if row_grads and not few:
             assert self.v_features is not None
-            transpose(self.frame, self.inputs, self.v_features, 1, out["features"], None, self.stops.last)
+            transpose(self.frame, self.inputs, self.v_features, 1, out["features"], None, self.frame.last)
         if geometry and sums is not None:
             self._gather(sums, moves)
         else:
             _no_geometry(self.inputs, self.wanted, out)
 
     def _sums(self, colored: bool, channels: int, wide: bool, moves: bool, features_move: bool) -> Tensor:
-        """Queue the pass over the tiles: what each slot receives, [C * N, floats]; see backward.cu."""
+        """Queue the pass over the tiles: what each splat receives, [splats, floats]; see backward.cu."""
         f, inputs = self.frame, self.inputs
         width = _FIXED_FLOATS + -(-channels // 4) * 4
         rows = inputs.features
         dim = 0 if rows is None else rows.shape[1]
         matrix, ordered = options.matrix_units(f), options.deterministic()
-        hit_ends, total = self._hits() if ordered else (None, f.cameras * f.gaussians)
+        hit_ends, total = self._hits() if ordered else (None, f.splat_capacity)
         sums = f.zeros("the gradients of splats", (total, width))
         values: dict[str, Any] = {
-            "offsets": f.offsets, "entries": f.entries, "slots": f.slots, "splats": f.splats, "rows": rows,
+            **f.lists(), "rows": rows,
             "backgrounds": inputs.backgrounds, "v_rgb": self.v_rgb, "v_features": self.v_features,
             "v_alpha": self.v_alpha, "v_depth": self.v_depth, "alpha": self.alpha, "depth": self.depth,
-            "last": self.stops.last, "left": self.stops.left, "written": f.written, "hit_ends": hit_ends, "sums": sums,
-            "n": f.gaussians, "dim": dim, "width": f.width, "height": f.height, "tiles": f.tiles,
+            "last": self.frame.last, "left": self.frame.left, "written": f.written, "hit_ends": hit_ends, "sums": sums,
+            "dim": dim, "width": f.width, "height": f.height, "tiles": f.tiles,
             "tiles_x": f.tiles_x, "alpha_max": inputs.settings.alpha_max,
         }  # fmt: skip
         constants = {
@@ -126,29 +124,41 @@ class _Backward:
             "FEATURES_MOVE": int(features_move), "ABSOLUTE": int(inputs.absgrad and moves), "MATRIX": int(matrix),
             "ORDERED": int(ordered), "ALIGNED": options.aligned(dim, rows, self.v_features),
         }  # fmt: skip
-        constants |= options.backward_shape(constants, f.gpu.shared_limit)
+        constants |= options.backward_shape(constants, f.gpu.shared_limit, dim)
         shared, warps = options.backward_shared_bytes(constants), constants["WARPS"]
         grid = f.all_tiles * 8 // warps
         f.launch("blend_backward", "backward.cu", "BackwardArgs", grid, 32 * warps, values, constants, shared)
         if hit_ends is None:
             return sums
-        slots = f.cameras * f.gaussians
-        out = f.empty("the gradients of splats", (slots, width))
-        f.launch("sum_hits", "gather.cu", "SumHitsArgs", blocks(slots * width // 4, 256), 256, {
-            "counts": f.counts, "starts": f.starts, "hit_ends": hit_ends, "records": sums, "sums": out,
-            "slots_total": slots, "record": width,
-        })  # fmt: skip
+        out = f.empty("the gradients of splats", (f.splat_capacity, width))
+        self._over_hits(
+            "sum_hits", blocks(f.splat_capacity * width // 4, 256), hit_ends, records=sums, sums=out, record=width
+        )
         return out
 
     def _hits(self) -> tuple[Tensor, int]:
         """Where the records of each pair end, one for each patch it reaches, and how many there are."""
         f = self.frame
         hits = torch.empty(f.pairs, dtype=torch.int64, device=f.device)
-        f.launch("count_hits", "gather.cu", "CountHitsArgs", blocks(f.pairs, 256), 256, {
-            "entries": f.entries, "written": f.written, "hits": hits, "pairs": f.pairs,
-        })  # fmt: skip
+        self._over_hits("count_hits", blocks(f.pairs, 256), hits)
         ends = hits.cumsum(0)
         return ends, int(ends[-1])
+
+    def _over_hits(self, kernel: str, grid: int, hits: Tensor, **values) -> None:
+        f = self.frame
+        f.launch(kernel, "gather.cu", "HitsArgs", grid, 256, {
+            "masks": f.masks, "written": f.written, "ends": f.ends, "hits": hits, "records": None, "sums": None,
+            "pairs": f.pairs, "splats": f.splat_capacity, "record": 0,
+        } | values)  # fmt: skip
+
+    def _gather_rows(self, sums: Tensor, v_rows: Tensor) -> None:
+        f, dim = self.frame, v_rows.shape[1]
+        for camera in range(f.cameras):
+            grid = blocks(min(f.gaussians, f.splat_capacity) * dim, 256)
+            f.launch("gather_rows", "gather.cu", "RowsArgs", grid, 256, {
+                "firsts": f.firsts, "splats": f.splats, "sums": sums, "v_rows": v_rows, "dim": dim, "camera": camera,
+                "record": sums.shape[1],
+            })  # fmt: skip
 
     def _gather(self, sums: Tensor, moves: bool) -> None:
         """Queue the derivatives of the projection."""
@@ -159,13 +169,13 @@ class _Backward:
                 out[name] = f.zeros(f"the gradient of {name}", tuple(tensor.shape))
         colors = inputs.colors
         kind = 0 if colors is None else 1 if inputs.sh_degree is None else 2
-        count, views = blocks(f.gaussians, 128), None
+        count, views = blocks(min(f.gaussians, f.splat_capacity), 128), None
         if self.wanted["viewmats"]:
             views = torch.zeros(f.cameras, count, 12, dtype=torch.float64, device=device)
         absolute = inputs.absgrad and moves
         values = {
             "means": inputs.means, "quats": inputs.quats, "scales": inputs.scales, "opacities": inputs.opacities,
-            "colors": colors, "viewmats": inputs.viewmats, "Ks": inputs.Ks, "keys": f.keys, "order": f.order,
+            "colors": colors, "viewmats": inputs.viewmats, "Ks": inputs.Ks, "firsts": f.firsts, "splats": f.splats,
             "sums": sums, "v_means": out.get("means"), "v_quats": out.get("quats"), "v_scales": out.get("scales"),
             "v_opacities": out.get("opacities"), "v_colors": out.get("colors"),
             "v_means2d": self.meta.means2d_grad if absolute else None,

@@ -10,17 +10,9 @@ import torch
 from torch import Tensor
 
 from featuresplat.raster import _cuda_options as options
-from featuresplat.raster._cuda_frame import Frame, blocks, launch, make_frame, settle
+from featuresplat.raster._cuda_frame import Frame, blocks, launch, make_frame
 from featuresplat.raster._inputs import RasterInputs
 from featuresplat.types import RasterMeta
-
-
-@dataclass
-class Stops:
-    """Where pixels stop. ``last`` [C, H, W] int32: entries of its tile used; ``left``: transmittance behind them."""
-
-    last: Tensor
-    left: Tensor
 
 
 @dataclass
@@ -33,7 +25,6 @@ class Rendered:
     depth: Tensor
     meta: RasterMeta
     frame: Frame
-    stops: Stops
 
 
 def empty_meta(inputs: RasterInputs) -> RasterMeta:
@@ -52,12 +43,13 @@ def bad_rows(rows: Tensor, only_if: Tensor | None) -> Tensor:
     return out
 
 
-def greatest(rows: Tensor) -> Tensor:
-    """[1] int32, the bits of the greatest magnitude."""
+def greatest(frame: Frame, rows: Tensor) -> Tensor:
+    """[1] int32, the bits of the greatest magnitude among the rows of drawn Gaussians."""
     out = torch.zeros(1, dtype=torch.int32, device=rows.device)
-    grid = min(2048, blocks(rows.numel(), 256))
-    values = {"values": rows, "bits": out, "count": rows.numel()}
-    launch(rows.device, "greatest_magnitude", "check.cu", "GreatestArgs", grid, 256, values)
+    frame.launch("greatest_magnitude", "check.cu", "GreatestArgs", min(2048, blocks(frame.splat_capacity, 8)), 256, {
+        "rows": rows, "firsts": frame.firsts, "splats": frame.splats, "bits": out,
+        "dim": rows.shape[1], "capacity": frame.splat_capacity, "cameras": frame.cameras,
+    })  # fmt: skip
     return out
 
 
@@ -67,23 +59,24 @@ def render(inputs: RasterInputs, keep: bool) -> Rendered:
     rows = inputs.features
     late = rows is not None and options.checked_late(rows, device=inputs.means.device)
     excluded = None if rows is None or late or rows.numel() == 0 else bad_rows(rows, None)
-    frame, state = make_frame(inputs, meta, excluded)
+    front = make_frame(inputs, meta, excluded)
+    frame = front.frame
     shape = (frame.cameras, frame.height, frame.width)
     rgb = None if inputs.colors is None else frame.empty("the colour image", (*shape, 3))
     alpha, depth = frame.empty("the alpha image", (*shape, 1)), frame.empty("the depth image", (*shape, 1))
-    stops = Stops(frame.empty("the stops", shape, torch.int32), frame.empty("the stops", shape))
     features = None
     if inputs.features is not None:
         features = frame.empty("the feature image", (*shape, inputs.features.shape[1]))
-    out = Rendered(rgb, features, alpha, depth, meta, frame, stops)
-    most = greatest(rows) if rows is not None and inputs.precision == "fp16" and rows.shape[1] > options.few() else None
-    for _ in range(2):
+    out = Rendered(rgb, features, alpha, depth, meta, frame)
+    halves = inputs.precision == "fp16" and rows is not None and rows.shape[1] > options.few()
+    while True:  # once more should the lists have had too little room
         sick = torch.zeros(1, dtype=torch.int32, device=frame.device) if late else None
+        most = greatest(frame, rows) if halves and rows is not None else None
         blend(inputs, out, most, sick, None)
         if rows is not None and sick is not None:
             drop_bad(inputs, out, bad_rows(rows, sick), sick)
             blend(inputs, out, most, None, sick)
-        if not settle(frame, state):
+        if not front.settle():
             break
     return out
 
@@ -91,10 +84,9 @@ def render(inputs: RasterInputs, keep: bool) -> Rendered:
 def drop_bad(inputs: RasterInputs, out: Rendered, bad: Tensor, sick: Tensor) -> None:
     """Queue taking the Gaussians that are ``bad`` [N] out of the tiles' lists, should ``sick`` [1] be set."""
     f, m = out.frame, out.meta
-    f.launch("drop_bad", "check.cu", "DropArgs", blocks(max(len(f.entries), f.cameras * f.gaussians), 256), 256, {
-        "only_if": sick, "bad": bad, "offsets": f.offsets, "slots": f.slots, "entries": f.entries, "means2d": m.means2d,
-        "radii": m.radii, "depths": m.depths, "conics": m.conics, "n": f.gaussians,
-        "slots_total": f.cameras * f.gaussians, "capacity": len(f.entries), "all_tiles": f.all_tiles,
+    f.launch("drop_bad", "check.cu", "DropArgs", blocks(f.splat_capacity, 256), 256, {
+        "only_if": sick, "bad": bad, "firsts": f.firsts, "splats": f.splats, "means2d": m.means2d, "radii": m.radii,
+        "depths": m.depths, "conics": m.conics, "n": f.gaussians, "capacity": f.splat_capacity, "cameras": f.cameras,
     })  # fmt: skip
 
 
@@ -129,8 +121,8 @@ def blend_features(
     dim = image.shape[-1]
     shape = options.features_shape(dim)
     values = {
-        "offsets": f.offsets, "entries": f.entries, "slots": f.slots, "rows": rows, "last": out.stops.last,
-        "most": most, "out": image, "sick": sick, "only_if": only_if, "n": f.gaussians, "dim": dim,
+        **f.lists(), "rows": rows, "last": f.last,
+        "most": most, "out": image, "sick": sick, "only_if": only_if, "dim": dim,
         "width": f.width, "height": f.height,
         "tiles": f.tiles, "tiles_x": f.tiles_x, "alpha_max": inputs.settings.alpha_max,
     }  # fmt: skip
@@ -144,10 +136,9 @@ def blend_pixels(inputs: RasterInputs, out: Rendered, rgb: int, channels: int, o
     f, s = out.frame, inputs.settings
     dim = 0 if out.features is None else out.features.shape[-1]
     values: dict[str, Any] = {
-        "offsets": f.offsets, "entries": f.entries, "slots": f.slots, "rows": inputs.features,
+        **f.lists(), "rows": inputs.features,
         "backgrounds": inputs.backgrounds, "rgb": out.rgb, "features": out.features, "alpha": out.alpha,
-        "depth": out.depth, "last": out.stops.last, "left": out.stops.left, "only_if": only_if, "n": f.gaussians,
-        "dim": dim,
+        "depth": out.depth, "last": f.last, "left": f.left, "only_if": only_if, "dim": dim,
         "width": f.width, "height": f.height, "tiles": f.tiles, "tiles_x": f.tiles_x, "alpha_max": s.alpha_max,
         "transmittance_min": s.transmittance_min,
     }  # fmt: skip

@@ -19,10 +19,11 @@ from featuresplat.raster._inputs import RasterInputs, check_cameras
 from featuresplat.types import RasterMeta
 
 TILE = 16
-SPLAT_FLOATS, ENTRY_FLOATS = 16, 12
+SPLAT_FLOATS = 16
 _STEP = 1 << 14  # capacities are multiples of this, so that the allocator finds the same blocks again
 
-_pairs_of_last_call: dict[tuple, int] = {}
+_found_by_last_call: dict[tuple, tuple[int, int]] = {}
+"""Pairs and splats, by device and size of the call."""
 
 
 def empty(what: str, shape, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -41,9 +42,33 @@ def empty(what: str, shape, dtype: torch.dtype, device: torch.device) -> Tensor:
         ) from error
 
 
+class Slab:
+    """One piece of memory for several arrays that only kernels see, by their addresses."""
+
+    def __init__(self, what: str, device: torch.device, sizes: dict[str, int]):
+        self.starts: dict[str, int] = {}
+        total = 0
+        for name, size in sizes.items():
+            self.starts[name] = total
+            total += -(-max(size, 1) // 256) * 256
+        self.memory = empty(what, total, torch.uint8, device)
+        base = self.memory.data_ptr()
+        self.addresses = {name: base + start for name, start in self.starts.items()}
+
+    def tensor(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
+        """A look at the first ``count`` elements of an array."""
+        start = self.starts[name]
+        return self.memory[start : start + count * dtype.itemsize].view(dtype)
+
+
 @dataclass
 class Frame:
-    """What the front end leaves for the kernels that blend. C cameras of N Gaussians; a slot is camera * N + id."""
+    """What the front end leaves for the kernels that blend: splats of C cameras, near to far, and the tiles' lists.
+
+    ``slab`` holds, as addresses: ``splats`` [splat_capacity, 64 bytes]; ``offsets`` [tiles of all cameras + 1] int32
+    into ``list`` [capacity] int32, the splats of the tiles; ``masks`` [capacity] uint8, which patches of the tile each
+    reaches; ``last`` [C, H, W] int32, how many entries of its tile a pixel used; ``left``: the transmittance behind.
+    """
 
     gpu: _nvrtc.Launcher
     device: torch.device
@@ -51,16 +76,35 @@ class Frame:
     gaussians: int
     width: int
     height: int
-    splats: Tensor  # [C * N, 16]
-    counts: Tensor  # [C * N] int32: tiles of each slot
-    starts: Tensor  # [C * N] int64: its first pair
-    offsets: Tensor  # [tiles of all cameras + 1] int32
-    entries: Tensor  # [capacity, 12]
-    slots: Tensor  # [capacity] int32
-    written: Tensor  # [capacity] int32: pair of each place
-    keys: Tensor  # [C, N] int32: depth keys in their order, those not drawn last
-    order: Tensor  # [C, N] int64: ids in that order
-    pairs: int
+    capacity: int = 0
+    splat_capacity: int = 0
+    slab: Any = None
+    firsts: Any = None  # [C + 1] int64: the first splat of each camera; an address
+    ends: Any = None  # [splat_capacity] int64: where the pairs of each splat end, as written
+    written: Tensor | None = None  # [capacity] int64: the pair of each place; kept for deterministic gradients
+    pairs: int = 0
+    keep: Any = None  # tensors whose addresses are used
+
+    def lists(self) -> dict[str, int]:
+        """``Lists`` of walk.cuh."""
+        at = self.slab.addresses
+        return {name: at[name] for name in ("offsets", "list", "masks", "splats")}
+
+    @property
+    def splats(self) -> int:
+        return self.slab.addresses["splats"]
+
+    @property
+    def masks(self) -> int:
+        return self.slab.addresses["masks"]
+
+    @property
+    def last(self) -> int:
+        return self.slab.addresses["last"]
+
+    @property
+    def left(self) -> int:
+        return self.slab.addresses["left"]
 
     @property
     def tiles_x(self) -> int:
@@ -113,122 +157,166 @@ def blocks(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def make_frame(inputs: RasterInputs, meta: RasterMeta, excluded: Tensor | None) -> tuple[Frame, Any]:
+def make_frame(inputs: RasterInputs, meta: RasterMeta, excluded: Tensor | None, masks: bool = False) -> FrontEnd:
     """Queue the front end. ``inputs`` are contiguous.
 
-    Returns:
-        The frame, and what `settle` needs. Everything queued on the frame before `settle` has to be queued again when
-        `settle` says so.
+    Args:
+        masks: fill in the masks, which otherwise the blending of colours does on its way.
+
+    Everything queued on ``.frame`` has to be queued again when `FrontEnd.settle` says so.
     """
-    device = inputs.means.device
-    gpu = _nvrtc.launcher(device)
-    c, n, s = len(inputs.viewmats), len(inputs.means), inputs.settings
-    total = c * n
-    ints = {"dtype": torch.int32, "device": device}
-    longs = {"dtype": torch.int64, "device": device}
-    none = torch.empty(0, **ints)
-    frame = Frame(
-        gpu, device, c, n, inputs.width, inputs.height, empty("splats", (total, SPLAT_FLOATS), torch.float32, device),
-        torch.empty(total, **ints), torch.empty(total, **longs), none, none, none, none, none, none, 0,
-    )  # fmt: skip
-    if total == 0:
-        check_cameras(inputs)
-        frame.offsets = torch.zeros(frame.all_tiles + 1, **ints)
-        return frame, None
-    keys = torch.empty(c, n, **ints)
-    sums = torch.empty(total + 1, **longs)  # and the status of the cameras
-    sums[total:].zero_()
-    colors = inputs.colors
-    kind = 0 if colors is None else 1 if inputs.sh_degree is None else 2
-    frame.launch("project", "project.cu", "ProjectArgs", (blocks(n, 128), c), 128, {
-        "means": inputs.means, "quats": inputs.quats, "scales": inputs.scales, "opacities": inputs.opacities,
-        "colors": colors, "viewmats": inputs.viewmats, "Ks": inputs.Ks, "excluded": excluded,
-        "means2d": meta.means2d, "radii": meta.radii, "depths": meta.depths, "conics": meta.conics,
-        "splats": frame.splats, "keys": keys, "counts": frame.counts, "status": sums[total:], "n": n,
-        "camera_colors": 3 * n if kind == 1 and colors is not None and colors.ndim == 3 else 0,
-        "near": s.near, "far": s.far, "eps2d": s.eps2d, "extent": s.extent, "alpha_min": s.alpha_min,
-        "cameras": c, "width": inputs.width, "height": inputs.height, "color_kind": kind,
-        "sh_degree": inputs.sh_degree or 0, "sh_rows": colors.shape[1] if kind == 2 and colors is not None else 0,
-        "antialiased": int(s.antialiased),
-    })  # fmt: skip
-    order = torch.empty(c, n, **longs)
-    sorted_keys = torch.empty(c, n, **ints)
-    for camera in range(c):
-        torch.sort(keys[camera], stable=True, out=(sorted_keys[camera], order[camera]))
-    frame.keys, frame.order = sorted_keys, order
-    spans = torch.empty(total, **longs)
-    values = {
-        "keys": sorted_keys, "order": order, "splats": frame.splats, "spans": spans, "counts": frame.counts,
-        "starts": frame.starts, "tile_keys": None, "slots": None, "n": n, "slots_total": total, "capacity": 0,
-        "tiles": frame.tiles, "tiles_x": frame.tiles_x, "small_keys": int(frame.all_tiles < 2**15 - 1),
-    }  # fmt: skip
-    frame.launch("order_counts", "tiles.cu", "TilesArgs", blocks(total, 256), 256, values)
-    torch.cumsum(spans, 0, out=sums[:total])
-    pending = gpu.fetch(sums[total - 1 :])
-    values["spans"] = sums
-    hint = (device, c, frame.tiles)
-    state = (pending, hint, values, sums)
-    expected = _pairs_of_last_call.get(hint)
-    if expected is None:
-        expected = _found(state)
-    _list_tiles(frame, state, expected + expected // 4)
-    return frame, state
+    front = FrontEnd(inputs, meta, masks)
+    front.start(excluded)
+    return front
 
 
-def _found(state: Any) -> int:
-    """The number of pairs; waits for it.
+class FrontEnd:
+    """One run of the front end."""
 
-    Raises:
-        FeaturesplatError: a camera is not finite, or there are too many pairs.
-    """
-    pairs, bad_camera = state[0].wait().tolist()
-    if bad_camera:
-        raise FeaturesplatError("viewmats, Ks: a camera holds NaN or infinity", "Drop that camera or mend its pose.")
-    if pairs >= 2**31:
-        raise FeaturesplatError(
-            f"{pairs} pairs of Gaussians and tiles are too many for one call", "Render smaller images or fewer cameras."
-        )
-    _pairs_of_last_call[state[1]] = pairs
-    return pairs
+    def __init__(self, inputs: RasterInputs, meta: RasterMeta, masks: bool):
+        self.inputs, self.masks = inputs, masks
+        device, c, n = inputs.means.device, len(inputs.viewmats), len(inputs.means)
+        self.frame = Frame(_nvrtc.launcher(device), device, c, n, inputs.width, inputs.height)
+        self.hint = (device, c, n, self.frame.tiles)
+        s, colors = inputs.settings, inputs.colors
+        kind = 0 if colors is None else 1 if inputs.sh_degree is None else 2
+        self.project: dict[str, Any] = {
+            "means": inputs.means, "quats": inputs.quats, "scales": inputs.scales, "opacities": inputs.opacities,
+            "colors": colors, "viewmats": inputs.viewmats, "Ks": inputs.Ks, "excluded": None,
+            "means2d": meta.means2d, "radii": meta.radii, "depths": meta.depths, "conics": meta.conics,
+            "keys": None, "order": None, "found": None, "firsts": None, "splats": None, "spans": None, "n": n,
+            "camera_colors": 3 * n if kind == 1 and colors is not None and colors.ndim == 3 else 0, "capacity": 0,
+            "near": s.near, "far": s.far, "eps2d": s.eps2d, "extent": s.extent, "alpha_min": s.alpha_min,
+            "cameras": c, "width": inputs.width, "height": inputs.height, "color_kind": kind,
+            "sh_degree": inputs.sh_degree or 0, "sh_rows": colors.shape[1] if kind == 2 and colors is not None else 0,
+            "antialiased": int(s.antialiased),
+        }  # fmt: skip
+        self.pending: Any = None
+
+    def start(self, excluded: Tensor | None) -> None:
+        """Project, sort by depth, and go on with as much room as the last call needed."""
+        f, p = self.frame, self.project
+        numbers = torch.zeros(3 + f.cameras + 1, dtype=torch.int64, device=f.device)
+        self.numbers = f.keep = numbers
+        f.firsts = numbers.data_ptr() + 24
+        if f.cameras * f.gaussians == 0:
+            check_cameras(self.inputs)
+            self._make_room(1, 1)
+            f.slab.memory.zero_()
+            return
+        keys = torch.empty(f.cameras * f.gaussians, dtype=torch.int32, device=f.device)
+        p |= {"excluded": excluded, "keys": keys, "found": numbers, "firsts": f.firsts}
+        f.launch("project", "project.cu", "ProjectArgs", (blocks(f.gaussians, 128), f.cameras), 128, p)
+        if f.cameras == 1:
+            self.order = torch.sort(keys, stable=True)
+        else:
+            parts = [torch.sort(part, stable=True) for part in keys.view(f.cameras, f.gaussians)]
+            self.order = torch.cat([k for k, _ in parts]), torch.cat([i for _, i in parts])
+        p |= {"keys": self.order[0], "order": self.order[1]}
+        f.launch("count_splats", "project.cu", "ProjectArgs", 1, 32, p)
+        expected = _found_by_last_call.get(self.hint)
+        if expected is None:
+            splats = int(f.gpu.fetch(numbers).wait()[1])
+            self._make_room(1, splats)
+            self._make_splats()
+            self._make_lists()
+            expected = self._found()
+            self._make_room(_with_room(expected[0]), splats, again=True)
+        else:
+            self._make_room(_with_room(expected[0]), _with_room(expected[1]))
+            self._make_splats()
+        self._make_lists()
+
+    def _make_room(self, pairs: int, splats: int, again: bool = False) -> None:
+        """A new slab. With ``again`` the splats of the last one are kept."""
+        f, before = self.frame, self.frame.slab
+        f.capacity, f.splat_capacity = (max(1, blocks(n, _STEP)) * _STEP for n in (pairs, splats))
+        pixels = 4 * f.cameras * f.width * f.height
+        f.slab = Slab("the splats and the tiles' lists", f.device, {
+            "splats": 4 * SPLAT_FLOATS * f.splat_capacity, "offsets": 4 * (f.all_tiles + 1), "list": 4 * f.capacity,
+            "masks": f.capacity, "last": pixels, "left": pixels, "ranks": 4 * f.capacity,
+        })  # fmt: skip
+        if again:
+            count = 4 * SPLAT_FLOATS * f.splat_capacity
+            f.slab.tensor("splats", count, torch.uint8).copy_(before.tensor("splats", count, torch.uint8))
+
+    def _make_splats(self) -> None:
+        """Queue the splats and where their pairs will end."""
+        f, p = self.frame, self.project
+        spans = f.empty("the splats", f.splat_capacity, torch.int64)
+        p |= {"splats": f.slab.addresses["splats"], "spans": spans, "capacity": f.splat_capacity}
+        f.launch("make_splats", "project.cu", "ProjectArgs", blocks(f.splat_capacity, 128), 128, p)
+        f.ends = torch.cumsum(spans, 0)
+
+    def _found(self) -> tuple[int, int]:
+        """Numbers of pairs and splats; waits for them.
+
+        Raises:
+            FeaturesplatError: a camera is not finite, or there are too many pairs.
+        """
+        pairs, splats, bad_camera = self.pending.wait()[:3].tolist()
+        if bad_camera:
+            raise FeaturesplatError(
+                "viewmats, Ks: a camera holds NaN or infinity", "Drop that camera or mend its pose."
+            )
+        if pairs >= 2**31:
+            raise FeaturesplatError(
+                f"{pairs} pairs of Gaussians and tiles are too many for one call",
+                "Render smaller images or fewer cameras.",
+            )
+        _found_by_last_call[self.hint] = pairs, splats
+        return pairs, splats
+
+    def settle(self) -> bool:
+        """Wait until the numbers are known. True when there was too little room and the lists were queued anew."""
+        if self.pending is None:
+            return False
+        f = self.frame
+        f.pairs, splats = self._found()
+        if splats > f.splat_capacity:
+            # The pairs were those of some splats only: perhaps once more.
+            self._make_room(max(f.pairs, f.capacity), splats)
+            self._make_splats()
+        elif f.pairs > f.capacity:
+            self._make_room(f.pairs, f.splat_capacity, again=True)
+        else:
+            self.pending = None
+            self.project = {}
+            self.order = None
+            return False
+        self._make_lists()
+        return True
+
+    def _make_lists(self) -> None:
+        """Queue what turns splats into the tiles' lists, as many as there is room for."""
+        f, at = self.frame, self.frame.slab.addresses
+        small = int(f.all_tiles < 2**15 - 1)
+        keys = f.empty("the tiles of pairs", f.capacity, torch.int16 if small else torch.int32)
+        shape = {
+            "capacity": f.capacity, "tiles": f.tiles, "tiles_x": f.tiles_x, "small_keys": small, "ranks": at["ranks"],
+        }  # fmt: skip
+        f.launch("emit_pairs", "tiles.cu", "PairsArgs", blocks(f.splat_capacity, 128), 128, {
+            "splats": at["splats"], "firsts": f.firsts, "ends": f.ends, "tile_keys": keys, "found": self.numbers,
+            "splat_capacity": f.splat_capacity, **shape,
+        })  # fmt: skip
+        self.pending = f.gpu.fetch(self.numbers)
+        try:
+            sorted_keys, order = torch.sort(keys, stable=True)
+        except torch.OutOfMemoryError as error:
+            raise FeaturesplatError(
+                f"out of memory on {f.device}: sorting {f.capacity} pairs of Gaussians and tiles",
+                "Use smaller images, fewer cameras a call or fewer Gaussians.",
+            ) from error
+        f.written = order if torch.are_deterministic_algorithms_enabled() else None
+        values = {
+            "tile_keys": sorted_keys, "order": order, "total": self.numbers, "all_tiles": f.all_tiles, **f.lists(),
+            **shape,
+        }  # fmt: skip
+        grid = blocks(max(f.capacity, f.all_tiles + 1), 256)
+        f.launch("make_lists", "tiles.cu", "ListsArgs", grid, 256, values)
+        if self.masks:
+            f.launch("make_masks", "tiles.cu", "ListsArgs", blocks(f.capacity, 256), 256, values)
 
 
-def settle(frame: Frame, state: Any) -> bool:
-    """Wait until the number of pairs is known. True when the lists were too short and have been queued anew."""
-    if state is None:
-        return False
-    frame.pairs = _found(state)
-    if frame.pairs <= len(frame.entries):
-        return False
-    _list_tiles(frame, state, frame.pairs)
-    return True
-
-
-def _list_tiles(frame: Frame, state: Any, wanted: int) -> None:
-    """Queue what turns counted pairs into the tiles' lists, with room for ``wanted`` of them."""
-    capacity = max(1, blocks(wanted, _STEP)) * _STEP
-    _, _, values, sums = state
-    small = values["small_keys"]
-    key_type = torch.int16 if small else torch.int32
-    tile_keys = frame.empty("the tiles of pairs", capacity, key_type)
-    slots = frame.empty("the pairs", capacity, torch.int32)
-    values |= {"tile_keys": tile_keys, "slots": slots, "capacity": capacity}
-    frame.launch("emit_pairs", "tiles.cu", "TilesArgs", blocks(values["slots_total"], 128), 128, values)
-    try:
-        sorted_keys, order = torch.sort(tile_keys, stable=True)
-    except torch.OutOfMemoryError as error:
-        raise FeaturesplatError(
-            f"out of memory on {frame.device}: sorting {capacity} pairs of Gaussians and tiles",
-            "Use smaller images, fewer cameras a call or fewer Gaussians.",
-        ) from error
-    frame.offsets = frame.empty("the tiles", frame.all_tiles + 1, torch.int32)
-    frame.entries = frame.empty("the entries of tiles", (capacity, ENTRY_FLOATS))
-    frame.slots = frame.empty("the entries of tiles", capacity, torch.int32)
-    frame.written = frame.empty("the entries of tiles", capacity, torch.int32)
-    lists = {
-        "tile_keys": sorted_keys, "order": order, "total": sums[values["slots_total"] - 1 :], "slots": slots,
-        "splats": frame.splats, "offsets": frame.offsets, "entries": frame.entries, "entry_slots": frame.slots,
-        "written": frame.written, "capacity": capacity, "tiles": frame.tiles, "tiles_x": frame.tiles_x,
-        "all_tiles": frame.all_tiles, "small_keys": small,
-    }  # fmt: skip
-    frame.launch("tile_offsets", "tiles.cu", "ListsArgs", blocks(frame.all_tiles + 1, 128), 128, lists)
-    frame.launch("make_entries", "tiles.cu", "ListsArgs", blocks(capacity, 256), 256, lists)
+def _with_room(count: int) -> int:
+    return count + count // 16

@@ -14,13 +14,13 @@ from featuresplat.raster._inputs import RasterInputs
 
 def transpose(
     frame: Frame, inputs: RasterInputs, maps: Tensor, power: int, sums: Tensor, weights: Tensor | None,
-    last: Tensor | None,
+    last: int | None,
 ) -> None:  # fmt: skip
     """Queue ``sums[n] += sum w^power maps[p]`` and ``weights[n] += sum w^power``.
 
     Args:
         maps: [C, H, W, D] contiguous.
-        last: where pixels stop, when that is known already.
+        last: address of where pixels stop, when that is known already.
     """
     dim, matrix = maps.shape[-1], options.matrix_units(frame)
     s = inputs.settings
@@ -39,9 +39,9 @@ def transpose(
     }  # fmt: skip
     constants |= options.lift_shape(dim, frame.gpu.shared_limit) if matrix else {"TILES": 1}
     values = {
-        "offsets": frame.offsets, "entries": frame.entries, "slots": frame.slots, "maps": maps, "last": last,
+        **frame.lists(), "maps": maps, "last": last,
         "scale": scale, "sums": targets[0] if targets else sums, "weights": targets[1] if targets else weights,
-        "n": frame.gaussians, "dim": dim, "width": frame.width, "height": frame.height, "tiles": frame.tiles,
+        "dim": dim, "width": frame.width, "height": frame.height, "tiles": frame.tiles,
         "tiles_x": frame.tiles_x, "alpha_max": s.alpha_max, "transmittance_min": s.transmittance_min,
     }  # fmt: skip
     grid = (frame.all_tiles, max(1, blocks(dim, 16 * constants["TILES"])))

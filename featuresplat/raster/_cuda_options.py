@@ -36,7 +36,7 @@ def aligned(dim: int, *tensors: Tensor | None) -> int:
 
 def lift_shape(dim: int, shared_limit: int) -> dict[str, int]:
     """Channels of a block (in units of 16) and entries at a time of lift.cu: as many as shared memory holds."""
-    wanted = 2 if dim <= 32 else 4 if dim <= 64 else 8
+    wanted = 2 if dim <= 32 else 4
     wanted = overrides.get("lift.TILES", wanted)
     for tiles, batch in ((wanted, overrides.get("lift.BATCH", 32)), (wanted, 16), (min(wanted, 4), 16)):
         if lift_shared_bytes(tiles, batch) <= shared_limit:
@@ -47,14 +47,18 @@ def lift_shape(dim: int, shared_limit: int) -> dict[str, int]:
 def lift_shared_bytes(tiles: int, batch: int) -> int:
     """Size of ``Shared`` in lift.cu."""
     patches = 8
-    return patches * batch * (64 * tiles + 2 * 80) + batch * 36 + patches * 4 + patches * batch * 4
+    return patches * batch * (64 * tiles + 2 * 80) + batch * (5 * 16 + 4) + patches * 4 + patches * batch * 4
 
 
-def backward_shape(constants: dict[str, int], shared_limit: int) -> dict[str, int]:
+def backward_shape(constants: dict[str, int], shared_limit: int, dim: int) -> dict[str, int]:
     """Splats at a time and warps of a block of backward.cu."""
     wide = constants["WIDE"] and constants["MATRIX"]
-    group, warps = overrides.get("backward.GROUP", 32) if wide else 8, overrides.get("backward.WARPS", 4)
-    constants = constants | {"AHEAD": overrides.get("backward.AHEAD", 0)} if wide else constants
+    deep = int(dim >= 256)  # so many channels that it pays to share them among more splats, with fewer warps
+    group, warps = (
+        overrides.get("backward.GROUP", 64 if deep else 32) if wide else 8,
+        overrides.get("backward.WARPS", 4),
+    )
+    constants = constants | {"AHEAD": overrides.get("backward.AHEAD", deep)} if wide else constants
     while backward_shared_bytes(constants | {"GROUP": group, "WARPS": warps}) > shared_limit:
         warps //= 2
     return {**constants, "GROUP": group, "WARPS": warps}
@@ -64,12 +68,11 @@ def backward_shared_bytes(c: dict[str, int]) -> int:
     """Size of ``WARPS`` times ``Warp`` in backward.cu."""
     group, channels, weights = c["GROUP"], c["CHANNELS"], c["COLORS"] or c["CHANNELS"]
     slots = 128 if group > 32 else 64
-    matrices = (10 + channels + 15) // 16
-    size = slots * (32 + 16 * c["COLORS"] + 8 + 4 + 4 * c["ORDERED"]) + 32 * channels + 32 * (16 * matrices + 4)
+    matrices = (12 + channels + 15) // 16
+    size = slots * (32 + 16 * c["COLORS"] + 8 + 4 + 4) + 3 * 32 * 16 + 32 * channels + 32 * (16 * matrices + 4)
     if c["MATRIX"]:
-        size += (4 if weights else 2) * 8 * 40 * 2
-        if c["WIDE"]:
-            size += 4 * group * 36 + 32 * (16 + (64 * matrices if weights else 0))
+        size += (2 if weights else 1) * 8 * 36 * 4 + (512 * (4 + 8 * (matrices - 1)) if weights else 0)
+        size += 4 * group * 36 if c["WIDE"] else 0
     return c["WARPS"] * (-(-size // 16) * 16)
 
 
@@ -81,7 +84,7 @@ def checked_late(rows: Tensor, device: torch.device) -> bool:
 def features_shape(dim: int) -> dict[str, int]:
     """Channels of a block of features.cu, in units of 32."""
     quads = overrides.get("features.QUADS", 1 if dim <= 32 else 2 if dim <= 64 else 4)
-    return {"QUADS": quads, "WARPS": overrides.get("features.WARPS", 4)}
+    return {"QUADS": quads, "WARPS": overrides.get("features.WARPS", 2)}
 
 
 def deterministic() -> bool:
@@ -96,8 +99,8 @@ def combinations(arch: int) -> list[tuple[str, dict[str, int]]]:
     matrix, limit = int(arch >= 80), 1024 * SHARED_LIMITS.get(arch, 48)
     found += [("blend.cu", {"RGB": 1, "CHANNELS": c}) for c in (0, 3, FEW)]
     if matrix:
-        found += [("features.cu", {"QUADS": q, "WARPS": 4, "HALF": h, "ALIGNED": 1}) for q in (1, 2, 4) for h in (0, 1)]
-        found += [("features.cu", {"QUADS": 4, "WARPS": 4, "HALF": h, "ALIGNED": 0}) for h in (0, 1)]
+        found += [("features.cu", {"QUADS": q, "WARPS": 2, "HALF": h, "ALIGNED": 1}) for q in (1, 2, 4) for h in (0, 1)]
+        found += [("features.cu", {"QUADS": 4, "WARPS": 2, "HALF": h, "ALIGNED": 0}) for h in (0, 1)]
     else:
         found += [("blend.cu", {"RGB": 0, "CHANNELS": FEW})]
     lift = {"STOPS": 1, "POWER": 1, "WEIGHTS": 0, "FIXED": 0, "ALIGNED": 1}
@@ -117,5 +120,6 @@ def combinations(arch: int) -> list[tuple[str, dict[str, int]]]:
         {"CHANNELS": FEW, "FEATURES_MOVE": 1},
     ):  # fmt: skip
         constants = backward | change
-        found.append(("backward.cu", constants | backward_shape(constants, limit)))
+        for dim in (128, 512) if "WIDE" in change else (0,):
+            found.append(("backward.cu", constants | backward_shape(constants, limit, dim)))
     return found

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from featuresplat.raster import Contributions, WeightMatrix
 from featuresplat.raster._cuda_forward import empty_meta
-from featuresplat.raster._cuda_frame import Frame, make_frame, settle
+from featuresplat.raster._cuda_frame import Frame, make_frame
 from featuresplat.raster._cuda_lift import transpose
 from featuresplat.raster._inputs import RasterInputs
 
@@ -16,16 +16,17 @@ _UNIT = 2.0**40  # see queries.cu
 
 def _frame(inputs: RasterInputs) -> Frame:
     """The tiles' lists, complete."""
-    frame, state = make_frame(inputs, empty_meta(inputs), None)
-    settle(frame, state)
-    return frame
+    front = make_frame(inputs, empty_meta(inputs), None, masks=True)
+    while front.settle():
+        pass
+    return front.frame
 
 
 def _launch(frame: Frame, inputs: RasterInputs, kernel: str, grid: int, **values) -> None:
     fields = dict.fromkeys(("sums", "maxima", "pixels", "ids", "weights", "counts", "ends"))
     s = inputs.settings
     fields |= {
-        "offsets": frame.offsets, "entries": frame.entries, "slots": frame.slots, "n": frame.gaussians, "k": 0,
+        **frame.lists(), "n": frame.gaussians, "k": 0,
         "width": frame.width, "height": frame.height, "tiles": frame.tiles, "tiles_x": frame.tiles_x, "camera": 0,
         "alpha_max": s.alpha_max, "transmittance_min": s.transmittance_min,
     }  # fmt: skip

@@ -30,8 +30,12 @@ def unavailable() -> str | None:
 def _contiguous(inputs: RasterInputs) -> RasterInputs:
     """The same inputs without gaps and without gradients, checked for this backend."""
     check_tensors(inputs)
-    held = {n: getattr(inputs, n) for n in _TENSORS}
-    return inputs.replace(**{n: None if t is None else t.detach().contiguous() for n, t in held.items()})
+    changed = {}
+    for name in _TENSORS:
+        t = getattr(inputs, name)
+        if t is not None and (t.requires_grad or not t.is_contiguous()):
+            changed[name] = t.detach().contiguous()
+    return inputs.replace(**changed) if changed else inputs
 
 
 class _Rasterize(torch.autograd.Function):
@@ -42,7 +46,7 @@ class _Rasterize(torch.autograd.Function):
         result["meta"] = ctx.meta = rendered.meta
         frame = rendered.frame
         # Tensors that came in or go out live on the graph, the engine's own with the frame.
-        ctx.frame, ctx.stops = frame, rendered.stops
+        ctx.frame = frame
         ctx.inputs = inputs.replace(**dict.fromkeys(_TENSORS))
         ctx.save_for_backward(*(getattr(held, n) for n in _TENSORS), rendered.alpha, rendered.depth)
         ctx.set_materialize_grads(False)
@@ -54,7 +58,7 @@ class _Rasterize(torch.autograd.Function):
         *held, alpha, depth = ctx.saved_tensors
         inputs = ctx.inputs.replace(**dict(zip(_TENSORS, held, strict=True)))
         wanted: dict[str, bool] = dict(zip(_TENSORS, ctx.needs_input_grad[2:], strict=True))
-        found = _cuda_backward.gradients(inputs, ctx.frame, ctx.stops, ctx.meta, alpha, depth, grads, wanted)
+        found = _cuda_backward.gradients(inputs, ctx.frame, ctx.meta, alpha, depth, grads, wanted)
         return (None, None, *(found.get(n) for n in _TENSORS))
 
 

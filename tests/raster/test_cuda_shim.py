@@ -128,17 +128,20 @@ def test_lists_that_prove_too_short_are_made_anew(make_scene):
     scene = make_scene(300, channels=20)
     with stand_in(ShimLauncher()) as launcher:
         expected = render(scene, "cuda")
-        for key in _cuda_frame._pairs_of_last_call:
-            _cuda_frame._pairs_of_last_call[key] = 0
         step, _cuda_frame._STEP = _cuda_frame._STEP, 8
+        counts = []
         try:
-            launcher.launched.clear()
-            again = render(scene, "cuda")
+            for known in ((0, 300), (10**6, 0), (0, 0)):  # pairs and splats
+                for key in _cuda_frame._found_by_last_call:
+                    _cuda_frame._found_by_last_call[key] = known
+                launcher.launched.clear()
+                again = render(scene, "cuda")
+                counts.append((launcher.launched.count("make_splats"), launcher.launched.count("emit_pairs")))
+                for name in ("rgb", "features", "alpha", "depth"):
+                    assert torch.equal(getattr(again, name), getattr(expected, name)), name
         finally:
             _cuda_frame._STEP = step
-    assert launcher.launched.count("emit_pairs") == 2
-    for name in ("rgb", "features", "alpha", "depth"):
-        assert torch.equal(getattr(again, name), getattr(expected, name)), name
+    assert counts == [(1, 2), (2, 2), (2, 3)]
 
 
 def test_many_tiles_need_wide_keys(make_scene):
@@ -147,14 +150,17 @@ def test_many_tiles_need_wide_keys(make_scene):
     geometry = (scene.means, scene.quats, scene.scales, scene.opacities)
     inputs = check_inputs(*geometry, None, scene.viewmats, scene.Ks, scene.width, scene.height)
     with stand_in(ShimLauncher()):
-        frame, state = _cuda_frame.make_frame(inputs, _cuda_forward.empty_meta(inputs), None)
-        _cuda_frame.settle(frame, state)
+        front = _cuda_frame.make_frame(inputs, _cuda_forward.empty_meta(inputs), None)
+        front.settle()
+        frame = front.frame
     assert frame.all_tiles >= 2**15
-    counts = frame.offsets.long().diff()
+    offsets = frame.slab.tensor("offsets", frame.all_tiles + 1, torch.int32)
+    counts = offsets.long().diff()
     assert int(counts.sum()) == frame.pairs > 30
     tile = int(counts.argmax())
-    slots = frame.slots[frame.offsets[tile] : frame.offsets[tile + 1]].long()
-    depths = (scene.means @ scene.viewmats[0, 2, :3] + scene.viewmats[0, 2, 3])[slots]
+    ranks = frame.slab.tensor("list", frame.pairs, torch.int32)[offsets[tile] : offsets[tile + 1]].long()
+    ids = frame.slab.tensor("splats", 16 * frame.splat_capacity, torch.int32).view(-1, 16)[ranks, 15].long()
+    depths = (scene.means @ scene.viewmats[0, 2, :3] + scene.viewmats[0, 2, 3])[ids]
     assert bool((depths.diff() >= -1e-5).all())
 
 
