@@ -5,8 +5,9 @@ Coordinates are pixels of the camera that is given, centres at +0.5; a camera fo
 
 A point is carried into the scene by the depth at which it meets the surface. What it means is looked up among the
 scene's pieces (`pieces`), which need no feature field and no network. Where that leaves it open, because a piece is
-most of the scene or a box cuts through it, the part that hangs together best around the points is found on the graph
-of Gaussians (`regions`). A segmenter (SAM's decoder, `segmenters`) takes the place of both where there is one.
+most of the scene or a box cuts through it, several views are segmented and vote (`segmenters`); without the packages
+for that, the part that hangs together best around the points is found on the graph of Gaussians (`regions`). Where the
+scene has a field of SAM and its weights are at hand, SAM's decoder on rendered features does it all.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from featuresplat import raster
 from featuresplat.errors import FeaturesplatError
-from featuresplat.prompts import regions
+from featuresplat.prompts import regions, segmenters
 from featuresplat.prompts.pieces import Pieces, pieces_of
 from featuresplat.prompts.selection import Selection
 from featuresplat.prompts.surface import smaller, snapshot, splat, surface, unproject
@@ -72,6 +73,10 @@ class _Prompt:
         chosen = [(int(y), int(x)) for (x, y), given in zip(self.points, self.labels, strict=True) if given == label]
         return np.array([self.places[c] for c in chosen]).reshape(-1, 3)
 
+    def all_points(self) -> tuple[np.ndarray, list[int]]:
+        """Places [K, 3] and labels of all points."""
+        return np.concatenate([self.at(1), self.at(0)]), [1] * self.labels.count(1) + [0] * self.labels.count(0)
+
 
 def select_points(
     scene: Scene,
@@ -81,7 +86,7 @@ def select_points(
     box: Box | None = None,
     *,
     photograph: Callable[[str], Tensor | None] | None = None,
-    views: int = 12,
+    views: int = 8,
 ) -> Prompted:
     """The object under points, or in a box, of one view; carried through the scene to all views.
 
@@ -91,9 +96,9 @@ def select_points(
         points: x, y each.
         labels: 1 = on the object, 0 = not on it, one per point; default all 1.
         box: around the object.
-        photograph: image name -> [H, W, 3] in 0..1 or None; views whose photograph is given are segmented on it,
-            others on their render.
-        views: how many of the scene's own views vote.
+        photograph: image name -> [H, W, 3] in 0..1 or None: where views have to be segmented, those whose photograph
+            is given are on it, others on their render.
+        views: how many of the scene's own views vote then.
 
     Raises:
         FeaturesplatError: no prompt, a point outside the image or where the scene is empty, an empty box, labels
@@ -101,12 +106,17 @@ def select_points(
     """
     gaussians = snapshot(scene, camera)
     prompt = _looked_at(gaussians, scene, camera, points, labels, box)
-    pieces = pieces_of(scene, gaussians)
-    scores = _by_pieces(scene, gaussians, prompt, pieces)
+    sam = segmenters.of_sam(scene, gaussians)
+    scores = None if sam else _by_pieces(scene, gaussians, prompt, pieces_of(scene, gaussians))
     if scores is not None:
         selection = Selection(scores > 0.5)  # no cleaning: what is inside an object is connected with nothing
     else:
-        scores = _by_region(scene, gaussians, prompt)
+        segment = sam or segmenters.of_grabcut(scene, gaussians, photograph)
+        if segment is None:
+            scores = _by_region(scene, gaussians, prompt)
+        else:
+            places, kinds = prompt.all_points()
+            scores = segmenters.vote(scene, gaussians, prompt.camera, places, kinds, prompt.box, segment, views)
         selection = Selection(scores > 0.5).cleanup(scene)
     return _prompted(scene, selection, scores, prompt.at(1))
 
