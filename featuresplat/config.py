@@ -41,6 +41,9 @@ class DataConfig:
     """What transparent images are laid over."""
     masks: Literal["auto", "none"] = "auto"
     """'auto' leaves out pixels that a mask beside the image marks as black; 'none' ignores masks."""
+    film: bool = False
+    """The frames of a video, or plain photographs in the order of their names, follow each other in time; what moves
+    in them is left out when poses are looked for."""
     depths: Path | None = None
     """Folder of depth maps for supervision: NAME.npy in scene units, or 16-bit NAME.png in thousandths."""
 

@@ -24,8 +24,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featuresplat.errors import FeaturesplatError
+
+if TYPE_CHECKING:
+    from featuresplat.datasets._recording import Recording
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, total)."""
@@ -156,6 +160,14 @@ def reconstruct(
     )
     _judge(verdict, unreadable, progress)
     return verdict
+
+
+def timed(recording: Recording, names: list[str]) -> Recording:
+    """The recording with times in 0..1: the places of its frames among ``names``, all that were taken, in order."""
+    place = {name: k / max(len(names) - 1, 1) for k, name in enumerate(names)}
+    for frame in recording.frames:
+        frame.time = place[frame.name]
+    return recording
 
 
 def _judge(verdict: Verdict, unreadable: list[str], progress: Progress) -> None:

@@ -65,6 +65,8 @@ def _features(pycolmap: Any, work: Path, groups: list[list[str]], total: int, se
     options.use_gpu = False
     reader = pycolmap.ImageReaderOptions()
     reader.camera_model = settings["camera_model"]
+    if (work / "motion").is_dir():  # NAME.png: black where things move, which says nothing about the camera
+        reader.mask_path = work / "motion"
     with _counted("descriptors", "finding features", total):
         for group in groups:
             pycolmap.extract_features(

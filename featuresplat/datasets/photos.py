@@ -52,15 +52,20 @@ def read(path: Path, config: DataConfig, progress: _sfm.Progress | None = None) 
         raise FeaturesplatError(f"{path}: poses need at least 3 photographs, found {len(files)}.", _sfm.ADVICE)
     from featuresplat.datasets import colmap
 
-    work = _sfm.work_folder(files, "photos")
+    work = _sfm.work_folder(files, "photos as a film" if config.film else "photos")
     if not (work / "verdict.json").is_file():
         _sfm.require_pycolmap()
     with _sfm.locked(work), _sfm.Bar.unless(progress) as report:
         groups, unreadable = prepare(files, work / "images", report)
-        _sfm.reconstruct(work, groups, unreadable, report, video=False)
+        names = sorted(name for group in groups for name in group)
+        if config.film:
+            from featuresplat.priors.unposed import mask_motion
+
+            mask_motion(work, names, report)
+        _sfm.reconstruct(work, groups, unreadable, report, video=config.film)
     recording = colmap.read_model(work / "sparse" / "0", work / "images", masks=path / "masks")
     recording.images = files[0].parent  # where a test.txt of the user's may lie
-    return recording
+    return _sfm.timed(recording, names) if config.film else recording
 
 
 def list_photos(path: Path) -> list[Path]:

@@ -42,7 +42,7 @@ def read(path: Path, config: DataConfig, progress: _sfm.Progress | None = None) 
     """
     from featuresplat.datasets import colmap
 
-    work = _sfm.work_folder([path], f"video {FRAMES}")
+    work = _sfm.work_folder([path], f"film {FRAMES}" if config.film else f"video {FRAMES}")
     if not (work / "verdict.json").is_file():
         _require_av()
         _sfm.require_pycolmap()
@@ -52,8 +52,13 @@ def read(path: Path, config: DataConfig, progress: _sfm.Progress | None = None) 
             names = extract_frames(path, work / "images", FRAMES, report)
             listing.write_text(json.dumps(names), encoding="utf-8")
         names = json.loads(listing.read_text(encoding="utf-8"))
+        if config.film:
+            from featuresplat.priors.unposed import mask_motion
+
+            mask_motion(work, names, report)
         _sfm.reconstruct(work, [names], [], report, video=True)
-    return colmap.read_model(work / "sparse" / "0", work / "images")
+    recording = colmap.read_model(work / "sparse" / "0", work / "images")
+    return _sfm.timed(recording, names) if config.film else recording
 
 
 def _require_av() -> None:

@@ -14,7 +14,6 @@ from featuresplat.errors import FeaturesplatError
 from featuresplat.points import gaussians_from_points
 from featuresplat.types import Cameras, Gaussians, PointCloud, RenderOutput
 
-
 LIMIT_EVERY = 20
 """Steps between two looks at the scales."""
 

@@ -39,7 +39,7 @@ def moving_masks(film: Film, folder: Path | None = None) -> np.ndarray:
     if folder is not None:
         return _mask_files(film, folder)
     evidence = epipolar_evidence(film) if film.depth is None else depth_evidence(film)
-    return _cleaned(_spread(film, evidence) > 0.5)
+    return cleaned(spread(film, evidence) > 0.5)
 
 
 def epipolar_evidence(film: Film) -> np.ndarray:
@@ -67,7 +67,7 @@ def _one_way(film: Film, t: int, sign: int, texture: np.ndarray) -> np.ndarray:
     for step in range(1, max(STEPS) + 1):
         if not 0 <= at + sign < len(film):
             break
-        flow, steady = _step(film, at, sign)
+        flow, steady = step_of(film, at, sign)
         good &= warp(steady.astype(np.float32), way) > 0.5
         way = way + warp(flow, way)
         at += sign
@@ -154,19 +154,19 @@ def _without_edges(depth: np.ndarray) -> np.ndarray:
     return out
 
 
-def _step(film: Film, t: int, sign: int) -> tuple[np.ndarray, np.ndarray]:
+def step_of(film: Film, t: int, sign: int) -> tuple[np.ndarray, np.ndarray]:
     """Flow from frame t to t + sign, and where it is consistent."""
     side, place = (0, t) if sign > 0 else (1, t - 1)
     return film.flows[side][place], film.steady[side][place]
 
 
-def _spread(film: Film, evidence: np.ndarray) -> np.ndarray:
+def spread(film: Film, evidence: np.ndarray) -> np.ndarray:
     """Evidence carried along the flow through the whole film: what moves later moves as one with what it is now."""
     best = evidence.copy()
     for sign, order in ((1, range(len(film) - 2, -1, -1)), (-1, range(1, len(film)))):
         carried = evidence.copy()
         for t in order:
-            flow, steady = _step(film, t, sign)
+            flow, steady = step_of(film, t, sign)
             same = steady & _same_surface(film, t, t + sign, flow)
             carried[t] = np.maximum(carried[t], np.where(same, FADE * warp(carried[t + sign], flow), 0))
         best = np.maximum(best, carried)
@@ -183,7 +183,7 @@ def _same_surface(film: Film, t: int, other: int, flow: np.ndarray) -> np.ndarra
     return same
 
 
-def _cleaned(masks: np.ndarray) -> np.ndarray:
+def cleaned(masks: np.ndarray) -> np.ndarray:
     """Without specks, without pinholes."""
     cv2 = opencv()
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
