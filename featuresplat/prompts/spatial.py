@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from featuresplat import raster
 from featuresplat.errors import FeaturesplatError
-from featuresplat.prompts import regions, segmenters
+from featuresplat.prompts import affinity, regions, segmenters
 from featuresplat.prompts.pieces import Pieces, pieces_of
 from featuresplat.prompts.selection import Selection
 from featuresplat.prompts.surface import smaller, snapshot, splat, surface, unproject
@@ -111,12 +112,12 @@ def select_points(
     if scores is not None:
         selection = Selection(scores > 0.5)  # no cleaning: what is inside an object is connected with nothing
     else:
-        segment = sam or segmenters.of_grabcut(scene, gaussians, photograph)
-        if segment is None:
-            scores = _by_region(scene, gaussians, prompt)
-        else:
+        scores = None if sam else _by_affinity(scene, gaussians, prompt)
+        if scores is None and (segment := sam or segmenters.of_grabcut(scene, gaussians, photograph)):
             places, kinds = prompt.all_points()
             scores = segmenters.vote(scene, gaussians, prompt.camera, places, kinds, prompt.box, segment, views)
+        if scores is None:
+            scores = _by_region(scene, gaussians, prompt)
         selection = Selection(scores > 0.5).cleanup(scene)
     return _prompted(scene, selection, scores, prompt.at(1))
 
@@ -300,6 +301,30 @@ def _overlap(shape: np.ndarray, inside: np.ndarray) -> float:
     around = np.zeros_like(inside)
     around[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1] = True
     return float((around & inside).sum() / (around | inside).sum())
+
+
+def _by_affinity(scene: Scene, gaussians: Gaussians, prompt: _Prompt) -> Tensor | None:
+    """[N] scores by the scene's affinity field; None where it has none."""
+    field = next((f for f in reversed(scene.fields.values()) if f.teacher == affinity.TEACHER), None)
+    if field is None:
+        return None
+    wanted, unwanted = prompt.at(1), prompt.at(0)
+    if not len(wanted):
+        wanted = _middle(prompt)
+    tree = KDTree(gaussians.means.detach().double().cpu().numpy())
+
+    def near(places: np.ndarray) -> Tensor:
+        """[N] the highest affinity with any of some places."""
+        rows = [torch.from_numpy(np.asarray(tree.query(p, min(5, tree.n))[1]).reshape(-1)) for p in places]
+        return torch.stack([affinity.alike(field, r.to(field.codes.device)) for r in rows]).amax(0)
+
+    scores = near(wanted)
+    if len(unwanted):
+        scores = torch.where(near(unwanted) > scores, 0.0, scores)
+    if prompt.box is not None:
+        scores = torch.where(torch.from_numpy(_outside(gaussians, prompt.camera, prompt.box)), 0.0, scores.cpu())
+    # Cosines above ALIKE mean one object; scores are in above one half.
+    return (scores * (0.5 / affinity.ALIKE)).clamp(0, 1).to(gaussians.means.device)
 
 
 def _by_region(scene: Scene, gaussians: Gaussians, prompt: _Prompt) -> Tensor:
