@@ -18,6 +18,7 @@
 #     FEATURESPLAT_GSPLAT_BUILT   archive of a built gsplat for that machine (default: .gs/gs.tar.xz), saves the build
 #     FEATURESPLAT_SCENES         folder with tabletop/ and dino/ (default: .scenes/)
 #     FEATURESPLAT_WHEELS         folder of wheels to use (default: .whl/): plyfile tyro rich viser and what they need
+#     REPS, DIMS_FEW, DIMS_MANY   repetitions and channel counts of the comparison; TRAIN_SCENES, TRAIN_CONFIG; NCU_DIMS
 #     FEATURESPLAT_COMMIT         what to call this version where there is no git
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -50,15 +51,6 @@ use_wheels() {
   [ -d "$work/site" ] || { ls "$wheels"/*.whl >/dev/null 2>&1 && "$python" -m pip install -q --no-index --no-deps \
     --no-compile --no-cache-dir --upgrade --target "$work/site" "$wheels"/*.whl; }
   [ -d "$work/site" ] && export PYTHONPATH=$PYTHONPATH:$work/site
-}
-
-# The CPU engine is used where something runs beside the GPU; without it torch does the same more slowly.
-use_cpu_engine() {
-  [ -n "${FEATURESPLAT_LIBRARY:-}" ] && return
-  if [ ! -f "$work/engine/_engine.so" ]; then
-    { cmake -S . -B "$work/engine" -G Ninja && cmake --build "$work/engine"; } >"$logs/cpu-engine.log" 2>&1
-  fi
-  [ -f "$work/engine/_engine.so" ] && export FEATURESPLAT_LIBRARY=$work/engine/_engine.so
 }
 
 machine() {
@@ -147,22 +139,21 @@ gsplat() {
 train() {
   say train
   use_wheels
-  use_cpu_engine
   local scene options
-  for scene in tabletop dino; do
+  for scene in ${TRAIN_SCENES:-tabletop dino}; do
     [ -d "$scenes/$scene" ] || { echo "no scene $scenes/$scene: set FEATURESPLAT_SCENES"; continue; }
     options=()
     [ $scene = dino ] && options=(--downscale 2)
     rm -rf "$work/run-$scene"
     limited 110 "training $scene" "$python" -c "import sys; from featuresplat.cli import main; sys.exit(main())" \
-      train "$scenes/$scene" --config fast --device cuda --out "$work/run-$scene" --quiet "${options[@]}" \
+      train "$scenes/$scene" --config "${TRAIN_CONFIG:-fast}" --device cuda --out "$work/run-$scene" --quiet "${options[@]}" \
       >"$logs/gpu-train-$scene.log" 2>&1 || { tail -4 "$logs/gpu-train-$scene.log" | cut -c1-300; continue; }
     cp "$work/run-$scene/metrics.json" "$results/gpu-train-$scene.json"
     "$python" - "$results/gpu-train-$scene.json" "$scene" <<'PY'
 import json, sys
 m = json.load(open(sys.argv[1]))
 t = m["test"]
-print(f"{sys.argv[2]:<9} fast: PSNR {t['psnr']:.2f} SSIM {t['ssim']:.4f}, {m['train_seconds']:.0f} s, {m['gaussians']} Gaussians, {m['backend']}")
+print(f"{sys.argv[2]:<9} PSNR {t['psnr']:.2f} SSIM {t['ssim']:.4f}, {m['train_seconds']:.0f} s, {m['gaussians']} Gaussians, {m['backend']}")
 PY
   done
 }
