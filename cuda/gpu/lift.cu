@@ -8,12 +8,14 @@
 #define BATCH 32  // entries at a time: 16 or 32
 #endif
 
+constexpr int kAtOnce = TILES == 4 ? 2 : 4;  // splats weighed together; as registers allow
+
 struct Shared {
   float sums[kPatches][BATCH * kChannels];  // of each warp, for the splats it takes, one after the other
   uint16_t high[kPatches][BATCH * kWeightRow], low[kPatches][BATCH * kWeightRow];
   float4 shape[BATCH], more[BATCH];  // l11, l21, u0, l22; v0, log2_opacity, floor, bits of the mask
   float4 center[BATCH], factor[BATCH], rest[BATCH];  // of the splats on their way from memory
-  uint32_t id[BATCH];
+  uint32_t id[BATCH], rank[BATCH], arriving[BATCH];  // rank: of those after the ones on their way; arriving: their masks
   uint32_t taken[kPatches];  // bits: which entries of the batch
   float weights[kPatches][BATCH];
 };
@@ -24,7 +26,7 @@ FS_DEVICE int swizzled(int row, int chunk) {
   return chunk ^ (TILES == 8 ? t : TILES == 4 ? (t & 1) | (t & 2) << 1 : t << 1);
 }
 
-FS_KERNEL(256, lift, const LiftArgs a) {
+FS_KERNEL_OCCUPANCY(256, (TILES > 4 ? 1 : 2), lift, const LiftArgs a) {
   FS_DYNAMIC_SHARED(Shared, shared);
   Shared& s = *shared;
   const int tile = blockIdx.x, warp = fs_warp(), lane = fs_lane(), g = lane >> 2, t = lane & 3;
@@ -66,23 +68,27 @@ FS_KERNEL(256, lift, const LiftArgs a) {
     }
   }
   const int own = threadIdx.x;  // of a batch, for the threads that fetch one
-  uint32_t rank = 0, mask = 0, arriving = 0;
+  uint32_t mask = 0;
   auto look = [&](int base) {  // at the list
     if (own >= BATCH || base + own >= count) return;
     const int64_t at = first + static_cast<uint32_t>(base + own);
-    rank = fs_ldg(a.lists.list + at), mask = fs_ldg(a.lists.masks + at);
+    fs_cp_async4(s.rank + own, a.lists.list + at);
+    mask = fs_ldg(a.lists.masks + at);
   };
   auto fetch = [&](int base) {
     if (own < BATCH && base + own < count) {
-      const float4* from = reinterpret_cast<const float4*>(a.lists.splats + rank);
+      const float4* from = reinterpret_cast<const float4*>(a.lists.splats + s.rank[own]);
       fs_cp_async16(s.center + own, from), fs_cp_async16(s.factor + own, from + 1), fs_cp_async16(s.rest + own, from + 3);
     }
     fs_cp_commit();
-    arriving = mask;
+    if (own < BATCH) s.arriving[own] = mask;
   };
   look(0);
+  fs_cp_commit();
+  fs_cp_wait<0>();
   fetch(0);
   look(BATCH);
+  fs_cp_commit();
   uint16_t* hw = s.high[warp];
   uint16_t* lw = s.low[warp];
   for (int base = 0; base < count; base += BATCH) {
@@ -95,13 +101,15 @@ FS_KERNEL(256, lift, const LiftArgs a) {
     const int n = min(BATCH, count - base);
     fs_cp_wait<0>();
     if (own < n) {
+      const Place here = place_of(again(blockIdx.x), a.tiles, a.tiles_x);  // once more: registers
       const float4 factor = s.factor[own], rest = s.rest[own];
       float v0;
-      s.shape[own] = seen_from(s.center[own], factor, place.x + kTile / 2, place.y + kTile / 2, v0);
-      s.more[own] = make_float4(v0, factor.w, rest.x, fs_uint_as_float(arriving)), s.id[own] = fs_float_as_uint(rest.w);
+      s.shape[own] = seen_from(s.center[own], factor, here.x + kTile / 2, here.y + kTile / 2, v0);
+      s.more[own] = make_float4(v0, factor.w, rest.x, fs_uint_as_float(s.arriving[own])), s.id[own] = fs_float_as_uint(rest.w);
     }
     fetch(base + BATCH);  // under way while this batch is worked on
     look(base + 2 * BATCH);
+    fs_cp_commit();
     fs_sync();
     bool hit = lane < n && (fs_float_as_uint(s.more[lane % BATCH].w) >> warp & 1);
 #if STOPS
@@ -113,11 +121,11 @@ FS_KERNEL(256, lift, const LiftArgs a) {
     if (lane == 0) s.taken[warp] = taken;
     const int rows = fs_popc(taken);
     uint32_t left = taken;
-    for (int row = 0; row < rows; row += 4) {  // four at a time, so that they do not wait for each other
-      float al[4];
-      bool counts[4];
+    for (int row = 0; row < rows; row += kAtOnce) {  // some at a time, so that they do not wait for each other
+      float al[kAtOnce];
+      bool counts[kAtOnce];
 #pragma unroll
-      for (int m = 0; m < 4; ++m) {
+      for (int m = 0; m < kAtOnce; ++m) {
         const bool there = left != 0;
         const int k = there ? fs_ffs(left) - 1 : 0;
         left &= left - 1;
@@ -130,7 +138,7 @@ FS_KERNEL(256, lift, const LiftArgs a) {
 #endif
       }
 #pragma unroll
-      for (int m = 0; m < 4; ++m) {
+      for (int m = 0; m < kAtOnce; ++m) {
         const float next = fmaf(-al[m], T, T);
 #if !STOPS
         if (counts[m] && al[m] > 0 && !(next > a.transmittance_min)) live = false;
@@ -143,11 +151,8 @@ FS_KERNEL(256, lift, const LiftArgs a) {
         hw[(row + m) * kWeightRow + lane] = static_cast<uint16_t>(h), lw[(row + m) * kWeightRow + lane] = static_cast<uint16_t>(l);
       }
     }
-    if (((rows + 3) & 4) && rows) {  // an odd number of fours: zeros up to a multiple of 8
-      for (int m = 0; m < 4; ++m) {
-        const int row = ((rows + 3) & ~3) + m;
-        hw[row * kWeightRow + lane] = lw[row * kWeightRow + lane] = 0;
-      }
+    for (int row = (rows + kAtOnce - 1) / kAtOnce * kAtOnce; row & 7; ++row) {
+      hw[row * kWeightRow + lane] = lw[row * kWeightRow + lane] = 0;
     }
     fs_syncwarp();
     for (int begin = 0; begin < rows; begin += 8) {

@@ -47,7 +47,7 @@ def lift_shape(dim: int, shared_limit: int) -> dict[str, int]:
 def lift_shared_bytes(tiles: int, batch: int) -> int:
     """Size of ``Shared`` in lift.cu."""
     patches = 8
-    return patches * batch * (64 * tiles + 2 * 80) + batch * (5 * 16 + 4) + patches * 4 + patches * batch * 4
+    return patches * batch * (64 * tiles + 2 * 80) + batch * (5 * 16 + 12) + patches * 4 + patches * batch * 4
 
 
 def backward_shape(constants: dict[str, int], shared_limit: int, dim: int) -> dict[str, int]:
