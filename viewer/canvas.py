@@ -33,6 +33,8 @@ log = logging.getLogger("featuresplat.viewer")
 ARRIVAL = 20.0
 """Seconds that a picture may take to arrive before the next one is sent all the same (a tab in the background)."""
 JPEG_MOVING, JPEG_STILL = 70, 92
+QUICK = 150_000
+"""Gaussians that are rendered at most while the view moves."""
 SPLATS, FRUSTUMS = "/splats", "/cameras"
 MOST_FRUSTUMS = 300
 FRUSTUM_PIXELS = 64
@@ -110,7 +112,7 @@ class Canvas:
         window = ticket.what.width * ticket.what.height
         pixels = max(int(window * look.detail**2), LEAST)
         camera = ticket.what.camera(min(pixels, ticket.pixels))
-        image = self.draw(camera, look, state)
+        image = self.draw(camera, look, state, quick=not ticket.full)
         width, height = camera.sizes[0]
         session.client.scene.set_background_image(
             image.numpy(), format="jpeg", jpeg_quality=JPEG_STILL if ticket.full else JPEG_MOVING
@@ -123,11 +125,14 @@ class Canvas:
         self._arrived()
         return True
 
-    def draw(self, camera: Cameras, look: Look, state: State) -> Tensor:
-        """uint8 [H, W, 3]: what this browser sees from a camera."""
-        scene = self.session.shown_scene(state)
-        with self.session.app.rendering:
+    def draw(self, camera: Cameras, look: Look, state: State, quick: bool = False) -> Tensor:
+        """uint8 [H, W, 3]: what this browser sees from a camera; ``quick``: of the Gaussians that cover most."""
+        scene, app = self.session.shown_scene(state), self.session.app
+        with app.rendering:
             overlay = self.overlay(state, look, scene)
+            sketch = app.insight.sketch(scene, QUICK) if quick and scene is state.scene else None
+            if sketch is not None:
+                scene, overlay = sketch[0], overlay.rows(sketch[1])
             image, _ = picture(scene, camera, look, overlay)
         self.problem = ""
         image = self.session.pointer.paint(image, camera)

@@ -22,6 +22,7 @@ from featuresplat.scene import Scene
 from .document import Document, State
 from .look import Look
 from .pictures import Mark, Overlay
+from .splats import important
 
 SELECTED = (1.0, 0.85, 0.1)
 """Colour of the active selection."""
@@ -128,6 +129,18 @@ class Insight:
     def known_instances(self, scene: Scene) -> instances.Instances | None:
         """What `instances` has found already; never waits for it."""
         return self._memo.known("instances", scene)
+
+    def sketch(self, scene: Scene, count: int) -> tuple[Scene, Tensor] | None:
+        """The ``count`` Gaussians of a scene that cover most, and which they are; None when it has no more."""
+        if len(scene.gaussians) <= count:
+            return None
+
+        def choose() -> tuple[Scene, Tensor]:
+            index = important(scene.gaussians.scales, scene.gaussians.opacities, count)
+            assert index is not None  # there are more than that
+            return scene.rows(index), index
+
+        return self._memo(choose, "sketch", scene, count)
 
     def overlay(self, state: State, look: Look) -> Overlay:
         """What the document adds to a look: selections, and the values of its kind.

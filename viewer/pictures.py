@@ -51,6 +51,11 @@ class Overlay:
     colors: Sequence[RGB] = ()
     threshold: float = 0.5
 
+    def rows(self, index: Tensor) -> Overlay:
+        """Of some Gaussians only."""
+        marks = [Mark(m.mask[index], m.color) for m in self.marks]
+        return replace(self, marks=marks, values=None if self.values is None else self.values[index])
+
 
 def kinds_of(scene: Scene) -> dict[str, str]:
     """What can be shown of a scene, and what it is called."""
@@ -69,10 +74,10 @@ def picture(scene: Scene, camera: Cameras, look: Look, overlay: Overlay) -> tupl
         FeaturesplatError: the kind is not known, or the mode refuses it.
     """
     scene, rows = shown(scene, look)
+    overlay = overlay if rows is None else overlay.rows(rows)
     if look.time is not None:
         camera = replace(camera, times=torch.tensor([look.time], dtype=torch.float64))
-    values = None if overlay.values is None else (overlay.values if rows is None else overlay.values[rows])
-    marks = [m if rows is None else Mark(m.mask[rows], m.color) for m in overlay.marks if look.outlines]
+    values, marks = overlay.values, [m for m in overlay.marks if look.outlines]
     channels = _channels(scene, camera, look, values, marks)
     background = torch.tensor(look.background, dtype=torch.float32)
     mode_kind = look.kind not in KINDS

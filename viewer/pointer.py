@@ -178,6 +178,8 @@ class Pointer:
     def _select(self, found: Selection) -> None:
         document, before = self.session.document, self._before
         mask = found.mask
+        if not bool(mask.any()):
+            raise FeaturesplatError("prompt: nothing was found there.", "Add a point, or draw the box a little larger.")
         if before is not None and len(before) == len(mask) and self.how != "replace":
             mask = {"add": before | mask, "subtract": before & ~mask, "intersect": before & mask}[self.how]
         document.select(mask)

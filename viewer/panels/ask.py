@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from featuresplat import teachers
@@ -34,7 +33,7 @@ def panel(app: Any) -> Panel:
                    _threshold, when=_asked, enabled=lambda s: s.state.threshold is not None),
             Note(_matches, when=_asked),
             Button("Select what matches", select, icon="click", color="blue", when=_asked),
-            Button("Back to colours", clear, icon="x", when=_asked),
+            Button("Back to colours", clear, when=_asked),
             Group("Fields", [
                 Choice("Ask", lambda s: (AUTO, *s.scene.fields), get=lambda s: s.state.field or AUTO, set=_field,
                        when=lambda s: len(s.scene.fields) > 1),
@@ -169,23 +168,21 @@ def about(name: str, field: Any) -> str:
     return f"{facts}. {_words(field.teacher, str(field.info.get('teacher', {})), field)}"
 
 
-@cache
-def _said(teacher: str, settings: str) -> dict[str, str]:
-    return {}
+_said: dict[tuple[str, str], str] = {}
 
 
 def _words(teacher: str, settings: str, field: Any) -> str:
-    known = _said(teacher, settings)
-    if "words" not in known:
-        if field.text is not None and len(field.text.phrases):
-            phrases = ", ".join(field.text.phrases[:12])
-            more = f" and {len(field.text.phrases) - 12} more" if len(field.text.phrases) > 12 else ""
-            known["words"] = f"Answers to: {phrases}{more}."
-        else:
-            try:
-                known["words"] = teachers.text_side(teacher, field.info.get("teacher", {})).about
-            except FeaturesplatError as error:
-                known["words"] = f"{error.message[:1].upper()}{error.message[1:]}. {error.hint}"
-            except Exception as error:  # a teacher from outside may fail in any way; the panel goes on
-                known["words"] = f"Its teacher cannot be asked here ({type(error).__name__})."
-    return known["words"]
+    """What the teacher says of itself; asked for once, because some load something to answer."""
+    if field.text is not None and len(field.text.phrases):
+        phrases = ", ".join(field.text.phrases[:12])
+        more = f" and {len(field.text.phrases) - 12} more" if len(field.text.phrases) > 12 else ""
+        return f"Answers to: {phrases}{more}."
+    key = (teacher, settings)
+    if key not in _said:
+        try:
+            _said[key] = teachers.text_side(teacher, field.info.get("teacher", {})).about
+        except FeaturesplatError as error:
+            _said[key] = f"{error.message[:1].upper()}{error.message[1:]}. {error.hint}"
+        except Exception as error:  # a teacher from outside may fail in any way; the panel goes on
+            _said[key] = f"Its teacher cannot be asked here ({type(error).__name__})."
+    return _said[key]

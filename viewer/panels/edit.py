@@ -34,32 +34,30 @@ def panel(app: Any) -> Panel:
             Buttons("History", ("Undo", "Redo"), _history),
             Note(_target),
             Button("Remove", lambda s: do(s, Remove(target(s))), icon="trash", color="red", enabled=_selected),
-            Button("Keep only this", lambda s: do(s, Extract(target(s))), icon="crop", enabled=_selected),
+            Button("Keep only this", lambda s: do(s, Extract(target(s))), enabled=_selected),
             Button("Duplicate", _duplicate, icon="copy", enabled=_selected, hint="The copy is selected: move it away"),
             Check("Move and turn", lambda s: s.pointer.gizmo.shown, lambda s, v: s.pointer.gizmo.show(v),
                   enabled=_selected, hint="Drag the arrows and rings at the selection"),
             Group("Scale, colour, opacity", [
                 Number("Scale by", _get(SCALE, 1.0), _set(SCALE), low=0.01, high=100.0, step=0.05),
-                Button("Scale", _scale, icon="resize", enabled=_selected),
+                Button("Scale", _scale, enabled=_selected),
                 Color("Colour", _get(COLOR, (0.2, 0.45, 0.9)), _set(COLOR)),
-                Button("Give it this colour", _recolor, icon="palette", enabled=_selected),
+                Button("Give it this colour", _recolor, enabled=_selected),
                 Slider("Turn the hue", -180, 180, 5, _get(HUE, 60), _set(HUE)),
-                Button("Shift the hue", lambda s: do(s, Recolor(target(s), hue=float(_value(s, HUE, 60)))),
-                       icon="color-swatch", enabled=_selected),
+                Button("Shift the hue", _turn_hue, enabled=_selected),
                 Slider("Opacity times", 0.0, 2.0, 0.05, _get(FADE, 0.5), _set(FADE)),
-                Button("Change the opacity", lambda s: do(s, Opacity(target(s), factor=float(_value(s, FADE, 0.5)))),
-                       icon="ghost", enabled=_selected),
+                Button("Change the opacity", _fade, enabled=_selected),
             ], open=False),
             Group("In words", [
                 Text("Say it", _get(SENTENCE, ""), _set(SENTENCE), pause=0.2,
                      hint="e.g. remove the mug and make the duck blue"),
                 Note(_understood),
-                Button("Do it", say, icon="message-bolt"),
+                Button("Do it", say),
             ]),
             Group("Insert another scene", [
                 Text("Run or file", _get(SOURCE, ""), _set(SOURCE), pause=0.2,
                      hint="On the machine that the viewer runs on: a run folder, .ply, .splat or .spz"),
-                Button("Insert", _insert, icon="package-import"),
+                Button("Insert", _insert),
             ], open=False),
             Group("List of edits", [
                 Note(_list),
@@ -124,6 +122,14 @@ def _scale(s: Any) -> None:
 def _recolor(s: Any) -> None:
     r, g, b = (round(255 * v) for v in _value(s, COLOR, (0.2, 0.45, 0.9)))
     do(s, Recolor(target(s), color=f"#{r:02x}{g:02x}{b:02x}"))
+
+
+def _turn_hue(s: Any) -> None:
+    do(s, Recolor(target(s), hue=float(_value(s, HUE, 60))))
+
+
+def _fade(s: Any) -> None:
+    do(s, Opacity(target(s), factor=float(_value(s, FADE, 0.5))))
 
 
 def _insert(s: Any) -> None:

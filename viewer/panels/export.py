@@ -30,14 +30,13 @@ def panel(app: Any) -> Panel:
                        enabled=lambda s: s.state.selected is not None),
             ]),
             Group("Pictures", [
-                Button("This view as PNG", lambda s: _save(s, "Drawing", export_view), icon="photo"),
-                Button("Masks of all views", lambda s: _save(s, "Drawing masks", lambda s, n: export_masks(s.app, n)),
-                       icon="mask", enabled=lambda s: s.state.selected is not None,
+                Button("This view as PNG", lambda s: _save(s, "Drawing", export_view)),
+                Button("Masks of all views", _masks, enabled=lambda s: s.state.selected is not None,
                        hint="A zip of the selection's masks, one per photograph"),
             ]),
             Group("Share", [
                 Note("One HTML file that shows the splats in any browser, without a server."),
-                Button("Page that stands by itself", lambda s: _save(s, "Making the page", export_page), icon="world"),
+                Button("Page that stands by itself", lambda s: _save(s, "Making the page", export_page)),
             ]),
         ],
         icon="package-export",
@@ -60,6 +59,10 @@ def _holds_features(s: Any) -> bool:
 def _gaussians(s: Any, selection: bool) -> None:
     ending, plain = _value(s, ENDING, ".ply"), _value(s, PLAIN, False)
     _save(s, "Exporting", lambda s, name: export_gaussians(s.app, name, ending, selection, plain))
+
+
+def _masks(s: Any) -> None:
+    _save(s, "Drawing masks", lambda s, name: export_masks(s.app, name))
 
 
 def _save(s: Any, title: str, write: Callable[[Any, str], Path]) -> None:

@@ -1,0 +1,170 @@
+"""Minutes of scripted use: is memory flat, does nothing complain?
+
+    python benchmarks/viewer_soak.py RUN --minutes 10 --prompts "soccer ball" "banana"
+
+A real browser (where there is one) and a client that speaks the protocol move, ask, select, keep, edit, undo, change
+views, export and come and go, in an order fixed by the seed. Every ten seconds the memory of this process is noted.
+At the end: its growth over the second half, errors in the log, and errors in the browser's console. The exit status
+is 1 when anything complained or memory grew by more than five per cent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "viewer"))
+from browsing import Tab, launched
+from rasterize import provenance
+from wire import WireBrowser, until
+
+from featuresplat.errors import FeaturesplatError
+from featuresplat.raster import _native
+from featuresplat.scene import Scene
+from featuresplat.viewer.app import App
+from featuresplat.viewer.panels import ask, edit, export
+
+KINDS = ("rgb", "depth", "normals", "alpha", "features")
+GROWTH = 0.05
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds now."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+class Complaints(logging.Handler):
+    """Keeps what is logged as an error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record)[:500])
+
+
+class Soak:
+    def __init__(self, app: App, prompts: list[str], seed: int):
+        self.app, self.prompts, self.random = app, prompts, random.Random(seed)
+        self.wire: WireBrowser | None = None
+        self.did: dict[str, int] = {}
+
+    def step(self, session: Any) -> None:
+        """One thing that a person may do."""
+        action = self.random.choice(
+            [self.move, self.move, self.look, self.question, self.select, self.keep, self.change, self.undo, self.save,
+             self.reconnect]
+        )  # fmt: skip
+        self.did[action.__name__] = self.did.get(action.__name__, 0) + 1
+        with contextlib.suppress(FeaturesplatError):  # such as nothing to undo: a person is told so
+            action(session)
+        until(self.app.settled, "the viewer to settle", 300)
+
+    def move(self, session: Any) -> None:
+        cameras = self.app.base_cameras
+        session.fly_to(cameras[self.random.randrange(len(cameras))])
+
+    def look(self, session: Any) -> None:
+        session.show(kind=self.random.choice(KINDS if session.scene.fields else KINDS[:-1]))
+
+    def question(self, session: Any) -> None:
+        if self.prompts and session.scene.fields:
+            ask.ask(session, self.random.choice(self.prompts))
+            until(self.app.settled, "the answer", 300)
+            ask.select(session)
+
+    def select(self, session: Any) -> None:
+        session.pointer.box(0.35, 0.35, 0.6, 0.6)
+
+    def keep(self, session: Any) -> None:
+        session.document.keep(f"object {self.random.randrange(4)}")
+
+    def change(self, session: Any) -> None:
+        edits = (edit.Remove, edit.Extract, edit.Duplicate)
+        if len(session.scene.gaussians) < 200_000 and len(session.state.edits) < 6:
+            edit.do(session, self.random.choice(edits)(edit.target(session)))
+
+    def undo(self, session: Any) -> None:
+        session.work("Undo", session.document.undo)
+
+    def save(self, session: Any) -> None:
+        session.look.extra[export.DOWNLOAD] = False
+        export._gaussians(session, False)
+        until(self.app.settled, "the export", 300)
+        for path in (self.app.folder / "exports").glob("*"):  # pyright: ignore[reportOptionalOperand]
+            path.unlink()
+
+    def reconnect(self, session: Any) -> None:
+        if self.wire is not None:
+            self.wire.close()
+        self.wire = WireBrowser(self.app.port, size=(320, 240))
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    complaints = Complaints()
+    logging.getLogger().addHandler(complaints)
+    with tempfile.TemporaryDirectory() as folder:
+        app = App(Scene.load(args.run), Path(folder))
+        app.splats_while_moving = False
+        app.start(port=0)
+        soak, memory, console = Soak(app, args.prompts, args.seed), [], []
+        tab = None
+        for browser in launched():
+            tab = Tab(browser, app)
+            began = noted = time.monotonic()
+            while time.monotonic() - began < 60 * args.minutes:
+                soak.step(tab.session)
+                tab.page.wait_for_timeout(1)
+                if time.monotonic() - noted > 10:
+                    noted = time.monotonic()
+                    memory.append((round(noted - began), resident()))
+            console = list(tab.errors)
+            tab.close()
+        if soak.wire is not None:
+            soak.wire.close()
+        app.stop()
+    half = [m for _, m in memory[len(memory) // 2 :]]
+    slope = float(np.polyfit(range(len(half)), half, 1)[0]) * len(half) if len(half) > 2 else 0.0
+    return {
+        "minutes": args.minutes, "did": soak.did, "steps": sum(soak.did.values()),
+        "memory_megabytes": [(t, round(m / 1e6)) for t, m in memory],
+        "growth_of_second_half": slope / max(half[0] if half else 1, 1),
+        "log_errors": complaints.lines, "console_errors": console,
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--prompts", nargs="*", default=[])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    result = run(args)
+    print(json.dumps(result, indent=2))
+    if args.json:
+        args.json.write_text(
+            json.dumps({"run": args.run.name, **result, **provenance(_native.num_threads())}, indent=2) + "\n"
+        )
+    bad = result["log_errors"] or result["console_errors"] or result["growth_of_second_half"] > GROWTH
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
