@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from html import escape
 
 import torch
 from torch import Tensor
@@ -20,18 +21,26 @@ PROMPTS = 9
 """Phrases shown of a field that knows its own."""
 
 
-def field_sections(scene: Scene, prompts: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """(title, HTML) of each section; none without fields.
+Section = tuple[str, str]
 
-    Raises:
-        FeaturesplatError: a prompt that the scene's field cannot answer.
+
+def field_sections(scene: Scene, prompts: Sequence[str] = ()) -> list[Callable[[], list[Section]]]:
+    """What makes each section, (title, HTML); none without fields. One that fails need not take the others along.
+
+    They raise FeaturesplatError, e.g. for a prompt that the scene's field cannot answer.
     """
     if not scene.fields:
         return []
     cameras = _some_views(scene)
-    sections = [("Feature fields", _fields(scene, cameras))]
-    found = _relevancy(scene, cameras, prompts)
-    return sections + ([("Prompts", found)] if found else [])
+
+    def section(title: str, content: str) -> list[Section]:
+        return [(title, content)] if content else []
+
+    return [
+        lambda: section("Feature fields", _fields(scene, cameras)),
+        lambda: section("Prompts", _relevancy(scene, cameras, prompts)),
+        lambda: section("Objects", _objects(scene, cameras, prompts)),
+    ]
 
 
 def overlay(rgb: Tensor, score: Tensor) -> Tensor:
@@ -87,3 +96,31 @@ def _relevancy(scene: Scene, cameras: Sequence[Cameras], prompts: Sequence[str])
         pictures = [(overlay(rgb[0].cpu(), score.cpu()), phrase) for phrase, score in zip(phrases, scores, strict=True)]
         parts.append(html.row(str(camera.names[0]) or "a view", pictures))
     return "".join(parts)
+
+
+def _objects(scene: Scene, cameras: Sequence[Cameras], prompts: Sequence[str]) -> str:
+    """Every object found, each in its colour over the greyed render."""
+    from featuresplat.prompts import instances
+
+    found = instances.find(scene, phrases=prompts)
+    if not len(found):
+        return ""
+    chips = "".join(
+        f'<div><span class="ramp" style="width:14px;background:rgb({r},{g},{b})"></span> {escape(name)}</div>'
+        for name, (r, g, b) in zip(found.names, (found.colors * 255).int().tolist(), strict=True)
+    )
+    parts = [
+        html.note(f"{len(found)} objects found in the scene, largest first."),
+        f'<div class="legends">{chips}</div>',
+    ]
+    inside = (found.ids >= 0).float()
+    colors = found.colors[found.ids.clamp_min(0)] * inside[:, None]
+    pictures = []
+    for camera in cameras:
+        out = scene.render(camera, features=torch.cat([colors, inside[:, None]], dim=1), exposure=True)
+        assert out.rgb is not None
+        assert out.features is not None
+        color, share = out.features[0, ..., :3], 0.65 * out.features[0, ..., 3:].clamp(0, 1)
+        grey = out.rgb[0].clamp(0, 1).mean(-1, keepdim=True)
+        pictures.append((to_bytes((0.65 * color + (1 - share) * grey).clamp(0, 1)), str(camera.names[0]) or "a view"))
+    return "".join(parts) + html.row("Objects", pictures)

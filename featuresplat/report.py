@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ def gather(
 
 def _sections(scene: Scene, dataset: Dataset | None, prompts: Sequence[str], notes: list[str]) -> list[tuple[str, str]]:
     """What the fields and the mode contribute; one that cannot be made is a note, not the end of the report."""
-    sources: list[Callable[[], list[tuple[str, str]]]] = [lambda: field_sections(scene, prompts)]
+    sources = field_sections(scene, prompts)
     module = registry.load("modes", scene.mode)
     if hasattr(module, "report"):
         sources.append(lambda: module.report(scene, dataset))

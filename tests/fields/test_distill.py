@@ -235,6 +235,10 @@ def test_labels_go_into_the_ply(run, tmp_path, capsys):
     assert (plain.features, plain.extra, plain.comments) == (None, {}, ())
     assert not (tmp_path / "c.fields.safetensors").exists()
     (tmp_path / "a.fields.safetensors").unlink()
+    assert main(["export", str(run), str(tmp_path / "d.ply"), "--instances"]) == 0
+    read = read_ply(tmp_path / "d.ply")
+    names = [c for c in read.comments if c.startswith("instance ")]
+    assert len(names) == int(read.extra["instance"].max()) + 1 > 0
     alone = Scene.load(tmp_path / "a.ply")
     assert list(alone.fields) == ["features"]
 
@@ -278,9 +282,12 @@ def test_the_report_shows_the_prompts_it_is_given(run, tmp_path):
     page = write_report(tmp_path / "r", prompts=["soccer ball"]).read_text(encoding="utf-8")
     section = page[page.index("<h2>Prompts</h2>") :]
     assert "soccer ball" in section
+    assert "<h2>Objects</h2>" in page
     page = write_report(tmp_path / "r", prompts=["a <b>dragon</b>"]).read_text(encoding="utf-8")
     assert "<b>dragon" not in page
     assert "A part of the report could not be made" in page
+    assert "<h2>Feature fields</h2>" in page
+    assert "<h2>Prompts</h2>" not in page
 
 
 def test_the_python_of_it_in_one_breath(run, tmp_path):
