@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import struct
 from functools import cache
 
 from torch import Tensor
@@ -42,19 +43,25 @@ def structure(file: str, name: str) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-def arguments(file: str, name: str, values: dict) -> ctypes.Structure:
-    """An instance with every field set: tensors give their address, None a null pointer.
+def arguments(file: str, name: str, values: dict) -> tuple[ctypes.Array]:
+    """The one argument of a kernel: the structure's bytes, with every field set. Tensors give their address.
 
     Raises:
         KeyError, TypeError: a field is missing, or there is none of that name.
     """
-    kind, names = _structure(file, name)
+    packer, names = _packer(file, name)
     if len(names) != len(values):
         raise TypeError(f"{name}: {sorted({*names} ^ values.keys())} do not match")
-    return kind(*[v.data_ptr() if isinstance(v := values[n], Tensor) else v for n in names])
+    found = [values[n] for n in names]
+    buffer = ctypes.create_string_buffer(packer.size + 8)  # a structure may end with padding
+    packer.pack_into(buffer, 0, *[v.data_ptr() if isinstance(v, Tensor) else 0 if v is None else v for v in found])
+    return (buffer,)
+
+
+_CODES = {ctypes.c_void_p: "P", **{_TYPES[k]: c for k, c in zip(_TYPES, "iIqfd", strict=True)}}
 
 
 @cache
-def _structure(file: str, name: str) -> tuple[type[ctypes.Structure], list[str]]:
-    kind = structure(file, name)
-    return kind, [f[0] for f in kind._fields_]
+def _packer(file: str, name: str) -> tuple[struct.Struct, list[str]]:
+    fields = structure(file, name)._fields_
+    return struct.Struct("@" + "".join(_CODES[f[1]] for f in fields)), [f[0] for f in fields]
