@@ -365,3 +365,66 @@ def test_a_removed_object_leaves_ground_behind(asked, world):
     before, after = (s.render(camera) for s in (plain, filled))
     assert float(after.alpha[0, ..., 0][table].mean()) > float(before.alpha[0, ..., 0][table].mean())
     assert float(after.rgb[0][table].mean(0)[0]) > float(before.rgb[0][table].mean(0)[0])
+
+
+# The verb eval
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory) -> Path:
+    """The demo scene's start points as Gaussians with the field of a teacher that tells the cone from all else."""
+    from featuresplat.config import TrainConfig
+    from featuresplat.datasets import load_dataset
+    from featuresplat.points import gaussians_from_points
+    from featuresplat.types import FeatureField, TextTable
+
+    config = TrainConfig()
+    config.data.downscale = 4
+    data = load_dataset(DEMO, config.data)
+    assert data.points is not None
+    gaussians = gaussians_from_points(data.points, 0, 0.9)
+    orange = (gaussians.colors - torch.tensor([0.9, 0.35, 0.1])).norm(dim=1) < 0.35
+    vectors = torch.eye(3)
+    field = FeatureField(vectors[orange.long()], "precomputed", text=TextTable(("table", "orange thing", "x"), vectors))
+    names = list(data.cameras.names)
+    split = {"train": [names[i] for i in data.train], "test": [names[i] for i in data.test]}
+    scene = Scene(gaussians, data.cameras, {"f": field}, config=config, info={"source": str(DEMO), "split": split})
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    scene.save(folder)
+    name = Path(split["test"][0]).stem
+    index = np.asarray(Image.open(DEMO / "instance" / f"{name}.png"))
+    objects = {o["name"]: o["index"] for o in json.loads((DEMO / "meta.json").read_text())["objects"]}
+    for label, mask in (
+        ("table", index == objects["wooden table"]),
+        ("orange_thing", index == objects["traffic cone"]),
+    ):
+        (folder.parent / "masks" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).convert("L").save(folder.parent / "masks" / name / f"{label}.png")
+    return folder
+
+
+DEMO = Path(__file__).resolve().parents[2] / "data" / "demo"
+
+
+def test_eval_adds_masks_to_the_metrics_and_keeps_them(demo_run, capsys):
+    masks = demo_run.parent / "masks"
+    assert main(["eval", str(demo_run), "--masks", str(masks), "--quiet", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "orange thing" in out
+    found = json.loads((demo_run / "metrics.json").read_text())
+    assert {"miou", "accuracy", "localisation", "labels"} <= set(found["masks"])
+    assert set(found["masks"]["labels"]) == {"table", "orange thing"}
+    assert found["masks"]["labels"]["table"]["iou"] > 0.3
+    assert found["test"]["psnr"] > 0
+    assert main(["eval", str(demo_run), "--quiet", "--device", "cpu"]) == 0
+    assert json.loads((demo_run / "metrics.json").read_text())["masks"] == found["masks"]
+
+
+def test_eval_tells_of_masks_before_it_measures(demo_run, tmp_path, capsys):
+    assert main(["eval", str(demo_run), "--masks", str(tmp_path / "none"), "--quiet"]) == 2
+    assert "no folder" in capsys.readouterr().err
+    wrong = demo_run.parent / "wrong" / next((demo_run.parent / "masks").iterdir()).name
+    wrong.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (320, 240), 255).save(wrong / "zebra.png")
+    assert main(["eval", str(demo_run), "--masks", str(wrong.parent), "--quiet"]) == 2
+    assert "zebra" in capsys.readouterr().err
