@@ -224,4 +224,7 @@ def test_backward_twice(make_scene, backend):
     out = render(scene, backend, {"means": means})
     first = torch.autograd.grad(out.rgb.sum(), means, retain_graph=True)[0]
     torch.autograd.grad(out.alpha.sum(), means, retain_graph=True)
-    torch.testing.assert_close(torch.autograd.grad(out.rgb.sum(), means)[0], first, rtol=0, atol=0)
+    again = torch.autograd.grad(out.rgb.sum(), means)[0]
+    # On a GPU sums are added up in the order in which they arrive.
+    slack = 0.0 if device_of(backend) == "cpu" else GRADIENT * float(first.abs().max())
+    torch.testing.assert_close(again, first, rtol=0, atol=slack)

@@ -20,7 +20,6 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __noinline__ __attribute__((noinline))
 #define __align__(n) alignas(n)
 
 struct uint3 { unsigned x, y, z; };
