@@ -5,16 +5,19 @@ Segments come from scikit-image (Felzenszwalb & Huttenlocher 2004), GrabCut (Rot
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
+from scipy import ndimage as _ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
 from featuresplat.errors import FeaturesplatError
 from featuresplat.teachers._common import check_image, need
+
+ndimage: Any = _ndimage  # its functions say they may give nothing, which they do not
 
 _LONGEST = 400
 """Longer side at which segments are cut: their scale is in pixels."""
@@ -25,6 +28,13 @@ _SAME = 0.9
 """Segments of two scales with a higher intersection over union are one."""
 _BORDER = 0.5
 """A segment that covers more of the image than this is background, not an object."""
+_SMALL = 160
+"""Longer side at which guesses from points are compared."""
+_RADII = (0.06, 0.1, 0.16, 0.25, 0.4)
+_PROMPT_SCALES = (40.0, 100.0, 300.0, 900.0)
+"""Sizes of guesses: discs in shares of the longer side, and Felzenszwalb's k."""
+_BACKGROUND, _OBJECT, _MAYBE_BACKGROUND, _MAYBE_OBJECT = 0, 1, 2, 3
+"""OpenCV's numbers; odd ones are the object."""
 
 
 class SegmentMasks:
@@ -96,8 +106,10 @@ def segment_from_prompt(
         box: [4] x0, y0, x1, y1; what lies outside of it is background.
         rounds: iterations of GrabCut.
 
-    Without a box, the segments under the inside points (at the coarsest scale that keeps the outside points out) are
-    the first guess. The probability is the share of GrabCut runs, over three widths of blur, that call it inside.
+    Points leave the size of the thing open. Discs of several sizes around them, and the segments under them at several
+    scales, are each cut out of a small image; the cut whose outline follows strong edges, and is no accident of the
+    guess, is the first guess at full size. The probability is the share of runs, over three widths of blur, that call
+    a pixel inside.
 
     Raises:
         FeaturesplatError: neither points nor a box, or a prompt outside the image.
@@ -105,8 +117,10 @@ def segment_from_prompt(
     image = check_image(image)
     inside, outside = _marks(image, points, labels)
     guess = _box_guess(image, box) if box is not None else _point_guess(image, inside, outside)
-    votes = [_grabcut(image, guess, inside, outside, blur, rounds) for blur in (0.0, 0.8, 1.6)]
-    return torch.stack(votes).float().mean(0)
+    votes = [_grabcut(_bytes(image, blur), guess, inside, outside, rounds) for blur in (0.0, 0.8, 1.6)]
+    mean = np.mean(votes, axis=0).astype(np.float32)
+    kept = _kept(mean > 0.5, inside)
+    return torch.from_numpy(np.where(kept, np.maximum(mean, 0.6), np.minimum(mean, 0.5)))
 
 
 def _marks(image: Tensor, points: Tensor | None, labels: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
@@ -118,7 +132,7 @@ def _marks(image: Tensor, points: Tensor | None, labels: Tensor | None) -> tuple
     at = points.detach().cpu().double().reshape(-1, 2).floor().long()
     bad = (at < 0).any(1) | (at[:, 0] >= width) | (at[:, 1] >= height)
     if bool(bad.any()):
-        x, y = points.reshape(-1, 2)[bad][0].tolist()
+        x, y = points.reshape(-1, 2)[bad.to(points.device)][0].tolist()
         raise FeaturesplatError(
             f"point ({x:g}, {y:g}): lies outside of the image of {width} x {height}", "Count x to the right, y down."
         )
@@ -128,7 +142,7 @@ def _marks(image: Tensor, points: Tensor | None, labels: Tensor | None) -> tuple
 
 
 def _box_guess(image: Tensor, box: Tensor) -> np.ndarray:
-    """GrabCut's four labels from a box: outside is background for certain, inside is probably object."""
+    """Background outside of the box, probably object in an ellipse in it, certainly in the ellipse's middle."""
     height, width = image.shape[:2]
     x0, y0, x1, y1 = (float(v) for v in box.reshape(-1))
     left, top = max(0, int(np.floor(x0))), max(0, int(np.floor(y0)))
@@ -138,50 +152,123 @@ def _box_guess(image: Tensor, box: Tensor) -> np.ndarray:
             f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}): has nothing of the image of {width} x {height} in it",
             "Give x0 y0 x1 y1 with x0 < x1 and y0 < y1.",
         )
-    guess = np.zeros((height, width), dtype=np.uint8)  # GC_BGD
-    guess[top:bottom, left:right] = 3  # GC_PR_FGD
+    y, x = np.mgrid[:height, :width] + 0.5
+    r = ((y - (top + bottom) / 2) * 2 / (bottom - top)) ** 2 + ((x - (left + right) / 2) * 2 / (right - left)) ** 2
+    guess = np.full((height, width), _BACKGROUND, dtype=np.uint8)
+    guess[top:bottom, left:right] = _MAYBE_BACKGROUND
+    guess[r < 0.8] = _MAYBE_OBJECT
+    guess[r < 0.02] = _OBJECT
     return guess
 
 
 def _point_guess(image: Tensor, inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    """The best cut of a small image, brought to full size: its middle certain, a band around its outline open."""
     if not len(inside):
         raise FeaturesplatError("prompt: expected a box or a point inside, got neither", "Click on the thing itself.")
-    area = image.shape[0] * image.shape[1]
-    chosen = np.zeros(tuple(image.shape[:2]), dtype=bool)
-    for scale in reversed(_SCALES):
-        labels = label_map(image, scale).numpy()
-        wanted = np.unique(labels[inside[:, 0], inside[:, 1]])
-        chosen = np.isin(labels, wanted)
-        hit = len(outside) and chosen[outside[:, 0], outside[:, 1]].any()
-        if not hit and chosen.sum() <= _BORDER * area:
-            break
-    grown = ndimage.binary_dilation(chosen, iterations=max(2, round(0.03 * max(chosen.shape))))
-    return np.where(chosen, 3, np.where(grown, 2, 0)).astype(np.uint8)  # probably inside, probably outside, outside
+    height, width = image.shape[:2]
+    ratio = min(1.0, _SMALL / max(height, width))
+    size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
+    seen = F.interpolate(image.permute(2, 0, 1)[None], size, mode="area")[0].permute(1, 2, 0)
+    scale = np.array([size[0] / height, size[1] / width])
+    near, far = ((p * scale).astype(np.int64) for p in (inside, outside))
+    best = torch.from_numpy(_best_cut(seen, near, far)).float()
+    mask = (F.interpolate(best[None, None], (height, width), mode="bilinear")[0, 0] > 0.5).numpy()
+    band = max(2, round(0.015 * max(height, width)))
+    guess = np.full((height, width), _BACKGROUND, dtype=np.uint8)
+    guess[ndimage.binary_dilation(mask, iterations=band)] = _MAYBE_BACKGROUND
+    guess[mask] = _MAYBE_OBJECT
+    guess[ndimage.binary_erosion(mask, iterations=band)] = _OBJECT
+    return guess
 
 
-def _grabcut(
-    image: Tensor, guess: np.ndarray, inside: np.ndarray, outside: np.ndarray, blur: float, rounds: int
-) -> Tensor:
+def _best_cut(image: Tensor, inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    """bool [h, w]: of all guesses' cuts the one with the best outline."""
+    pixels, edges = _bytes(image, 0.0), _edges(image)
+    best, score = np.zeros(tuple(image.shape[:2]), dtype=bool), -1.0
+    for guess in _guesses(image, inside):
+        mask = ndimage.binary_fill_holes(_kept(_grabcut(pixels, guess, inside, outside, 4), inside))
+        value = _outline_score(mask, guess != _BACKGROUND, edges)
+        if value > score:
+            best, score = mask, value
+    return best
+
+
+def _guesses(image: Tensor, inside: np.ndarray) -> Iterator[np.ndarray]:
+    """GrabCut labels: discs of several sizes around the points, and the segments under them at several scales."""
+    shape = tuple(image.shape[:2])
+    away = np.ones(shape, dtype=bool)
+    away[inside[:, 0], inside[:, 1]] = False
+    distance, longest = np.asarray(ndimage.distance_transform_edt(away)), max(shape)
+    for radius in _RADII:
+        rings = [distance < radius * longest, distance < 1.7 * radius * longest]
+        yield np.select(rings, [_MAYBE_OBJECT, _MAYBE_BACKGROUND], _BACKGROUND).astype(np.uint8)
+    for scale in _PROMPT_SCALES:
+        labels = label_map(image, scale, min_area=15).numpy()
+        mask = np.isin(labels, labels[inside[:, 0], inside[:, 1]])
+        if mask.mean() <= _BORDER:
+            grown = ndimage.binary_dilation(mask, iterations=max(2, round(0.04 * longest)))
+            yield np.select([mask, grown], [_MAYBE_OBJECT, _MAYBE_BACKGROUND], _BACKGROUND).astype(np.uint8)
+
+
+def _outline_score(mask: np.ndarray, limit: np.ndarray, edges: np.ndarray) -> float:
+    """Mean strength of the edges under a mask's outline, less for an outline that is the guess's limit or the image's
+    border, more for larger masks (by area to the power of 0.35: a spot of strong contrast on a thing is not the thing).
+    """
+    if mask.sum() < 12 or mask.mean() > 0.6:
+        return -1.0
+    outline = mask & ~_shrunk(mask)
+    if outline.sum() < 4:
+        return -1.0
+    at_limit = (outline & limit & ~_shrunk(limit)).sum() / outline.sum()
+    border = int(mask[0].sum() + mask[-1].sum() + mask[:, 0].sum() + mask[:, -1].sum())
+    cut_off = border / (border + outline.sum())
+    return float(edges[outline].mean() * (1 - at_limit) ** 2 * (1 - cut_off) * mask.sum() ** 0.35)
+
+
+def _shrunk(mask: np.ndarray) -> np.ndarray:
+    """One pixel less on all sides but the image's."""
+    return np.asarray(ndimage.binary_erosion(np.pad(mask, 1, mode="edge")))[1:-1, 1:-1]
+
+
+def _edges(image: Tensor) -> np.ndarray:
+    """[h, w] strength of edges in CIELAB, spread by a pixel."""
     cv2: Any = need("cv2", "segments", "opencv-python-headless")
-    pixels = (image * 255).round().to(torch.uint8).numpy()
-    if blur > 0:
-        pixels = cv2.GaussianBlur(pixels, (0, 0), blur)
+    lab = cv2.GaussianBlur(cv2.cvtColor(_bytes(image, 0.0), cv2.COLOR_BGR2LAB).astype(np.float32), (0, 0), 1.0)
+    slopes = [cv2.Sobel(lab[..., c], cv2.CV_32F, dx, 1 - dx) for c in range(3) for dx in (0, 1)]
+    return cv2.dilate(np.sqrt(sum(s * s for s in slopes)), np.ones((3, 3)))
+
+
+def _bytes(image: Tensor, blur: float) -> np.ndarray:
+    """uint8 [H, W, 3] in OpenCV's order, blurred."""
+    cv2: Any = need("cv2", "segments", "opencv-python-headless")
+    pixels = np.ascontiguousarray((image * 255).round().to(torch.uint8).numpy()[..., ::-1])
+    return cv2.GaussianBlur(pixels, (0, 0), blur) if blur > 0 else pixels
+
+
+def _grabcut(pixels: np.ndarray, guess: np.ndarray, inside: np.ndarray, outside: np.ndarray, rounds: int) -> np.ndarray:
+    """bool [H, W]: GrabCut from a guess; the points are certain, with a pixel around them."""
+    cv2: Any = need("cv2", "segments", "opencv-python-headless")
     labels = guess.copy()
-    _stamp(labels, inside, 1)
-    _stamp(labels, outside, 0)
-    if not (labels % 2).any() or (labels % 2).all():
-        return torch.from_numpy(labels % 2 == 1)
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.setRNGSeed(0)
-    cv2.grabCut(np.ascontiguousarray(pixels[..., ::-1]), labels, None, *models, rounds, cv2.GC_INIT_WITH_MASK)
-    return torch.from_numpy(labels % 2 == 1)
+    for points, value in ((inside, _OBJECT), (outside, _BACKGROUND)):
+        for y, x in points:
+            labels[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = value
+    ours = labels % 2 == 1
+    if ours.any() and not ours.all():
+        cv2.setRNGSeed(0)  # its mixtures begin at random
+        cv2.grabCut(pixels, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), rounds, cv2.GC_INIT_WITH_MASK)
+    return labels % 2 == 1
 
 
-def _stamp(labels: np.ndarray, points: np.ndarray, value: int) -> None:
-    """A disc of two pixels around each point is certain."""
-    for y, x in points:
-        rows, columns = slice(max(0, y - 1), y + 2), slice(max(0, x - 1), x + 2)
-        labels[rows, columns] = value
+def _kept(mask: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """The parts of a mask under the points, or where there are none, those of a tenth of the largest at least."""
+    parts, count = ndimage.label(mask)
+    if len(inside):
+        wanted = np.unique(parts[inside[:, 0], inside[:, 1]])
+        return np.isin(parts, wanted[wanted > 0])
+    if count == 0:
+        return mask
+    areas = np.bincount(parts.ravel())[1:]
+    return np.isin(parts, 1 + np.flatnonzero(areas > 0.1 * areas.max()))
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:
