@@ -133,16 +133,10 @@ def truth_table(args: argparse.Namespace) -> dict[str, Any]:
                 seconds, cpu = clock.read()
                 rendered, gaussians = truth.score(scene, FeatureField(lifted.codes, confidence=lifted.confidence))
                 row = rows.setdefault(f"{method}, {'mislabelled' if share else 'clean'}", {})
-                for key, value in (
-                    ("rendered", rendered),
-                    ("gaussians", gaussians),
-                    ("seconds", seconds),
-                    ("cpu", cpu),
-                ):
+                found = {"rendered": rendered, "gaussians": gaussians, "seconds": seconds, "cpu": cpu}
+                for key, value in found.items():
                     row.setdefault(key, {})[str(seed)] = value
-                print(
-                    f"seed {seed} noise {share} {method:8s} {rendered:.4f} {gaussians:.4f} {seconds:6.1f} s", flush=True
-                )
+                _say(f"seed {seed} noise {share} {method:8s}", rendered, gaussians, seconds, cpu)
     return {"channels": args.channels, "noise": NOISE, "rows": rows}
 
 
@@ -224,10 +218,7 @@ def joint(args: argparse.Namespace) -> dict[str, Any]:
             row["psnr"] = metrics["test"]["psnr"]
             row["peak_memory_bytes"] = memory.peak()
             out["lift after" if mode == "static" else "joint"] = row
-            print(
-                f"{mode:7s} {rendered:.4f} {gaussians:.4f} {seconds:6.1f} s, {metrics['test']['psnr']:.2f} dB",
-                flush=True,
-            )
+            _say(f"{mode:7s} {metrics['test']['psnr']:.2f} dB", rendered, gaussians, seconds, cpu)
     return out
 
 
