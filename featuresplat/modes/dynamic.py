@@ -59,6 +59,7 @@ class Mode(StaticMode):
         self.motion = TrainedNodes(start.nodes, self.device)
         self.extra_params = self.motion.params
         self.masks = start.masks
+        self._masks_at: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
         self._now: Nodes | None = None
         self._make_gaussians(start)
 
@@ -146,7 +147,9 @@ class Mode(StaticMode):
         nodes, self._now = self._now, None
         d, terms = self.config.dynamic, super().losses(out, batch)
         if out.features is not None and self.masks is not None:
-            terms["mask"] = d.mask * _mask_loss(out, self.masks[batch.view.index].to(self.device))
+            moves, holds = self._certain(batch.view.index, (batch.view.height, batch.view.width))
+            share = out.features[0, ..., 0]
+            terms["mask"] = d.mask * (torch.where(moves, 1 - share, 0) + torch.where(holds, share, 0)).mean()
         if nodes is None or len(nodes) < 2 or nodes.positions.shape[1] < 2 or batch.view.time is None:
             return terms
         frames, others = self._pairs(batch.view.time, batch.view.step)
@@ -157,6 +160,15 @@ class Mode(StaticMode):
         place, turn = losses.acceleration(nodes)
         terms["acceleration"] = d.smoothness * (place / size**2 + turn)
         return terms
+
+    def _certain(self, index: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """`_certain` of a training image, kept: it is asked for in every epoch."""
+        assert self.masks is not None  # losses has looked
+        key = (index, *size)
+        if key not in self._masks_at:
+            moves, holds = _certain(self.masks[index], size)
+            self._masks_at[key] = moves.to(self.device), holds.to(self.device)
+        return self._masks_at[key]
 
     def _pairs(self, time: float, step: int) -> tuple[Tensor, Tensor]:
         """The view's frame and others that it is held to: its neighbours, the rest frame and three at random."""
@@ -252,18 +264,13 @@ class Mode(StaticMode):
         }
 
 
-def _mask_loss(out: RenderOutput, mask: Tensor) -> Tensor:
-    """Mean difference between how much of a pixel moves and whether the mask says so, away from the mask's edge."""
-    assert out.features is not None  # render adds the channel
-    got = out.features[0, ..., 0]
-    want = mask.to(got.dtype)[None, None]
-    size = got.shape
-    if want.shape[-2:] != size:
+def _certain(mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Bool [H, W] twice: pixels that move for certain, and that hold still for certain; at edges neither is."""
+    want = mask.float()[None, None]
+    if tuple(want.shape[-2:]) != size:
         want = torch.nn.functional.interpolate(want, size=size, mode="area")
-    near = torch.nn.functional.max_pool2d(want, 5, 1, 2)[0, 0]
-    sure = torch.nn.functional.max_pool2d(1 - want, 5, 1, 2)[0, 0] < 0.01
-    # At the edge neither is certain.
-    return (torch.where(sure, 1 - got, 0) + torch.where(near < 0.01, got, 0)).mean()
+    holds = torch.nn.functional.max_pool2d(want, 5, 1, 2)[0, 0] < 0.01
+    return torch.nn.functional.max_pool2d(1 - want, 5, 1, 2)[0, 0] < 0.01, holds
 
 
 def _padded(rows: Tensor, count: int) -> Tensor:
