@@ -14,6 +14,8 @@ from toy import ball
 from wire import until
 
 from featuresplat.io.ply import read_ply
+from featuresplat.prompts import spatial
+from featuresplat.prompts.selection import Selection
 
 
 def iou(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -38,8 +40,6 @@ def test_a_click_selects_the_object_under_it(browser):
     assert iou(selected(browser), ball(1)) > 0.9
     browser.press("New object")
     until(lambda: not browser.session.pointer.points)
-    browser.click(0.5 + 0.3105, 0.5)
-    until(lambda: iou(browser.session.state.selected, ball(2)) > 0.9)
 
 
 def test_a_click_beside_everything_says_so(browser):
@@ -54,19 +54,59 @@ def test_a_click_beside_everything_says_so(browser):
     assert browser.session.state.selected is None
 
 
-def test_a_box_selects_what_is_in_it(browser):
+def test_a_box_is_handed_on_in_pixels_of_the_view(browser, monkeypatch):
+    calls = []
+
+    def select_points(scene, camera, points=(), labels=None, box=None, **options):
+        calls.append((camera, box))
+        return spatial.Prompted(Selection(ball(1)), ball(1).float(), torch.zeros(0, 3), lambda c: None)
+
+    monkeypatch.setattr(spatial, "select_points", select_points)
     use(browser, "Box")
-    browser.drag_box(0.5 - 0.1, 0.5 - 0.14, 0.5 + 0.1, 0.5 + 0.14)
-    assert iou(selected(browser), ball(1)) > 0.9
+    browser.drag_box(0.6, 0.7, 0.4, 0.25)  # from the lower right to the upper left
+    assert torch.equal(selected(browser), ball(1))
+    camera, box = calls[0]
+    assert camera.sizes == [(160, 120)]
+    assert np.allclose(box, (64.0, 30.0, 96.0, 84.0))
+    browser.drag_box(-3.0, 0.5, 2.0, 0.6)  # what reaches out of the window is cut
+    until(lambda: len(calls) == 2)
+    assert np.allclose(calls[1][1], (0.0, 60.0, 160.0, 72.0))
 
 
-def test_prompts_add_to_the_selection(browser):
-    browser.session.document.select(ball(0))
+def test_a_prompt_that_finds_nothing_says_so(browser, monkeypatch):
+    nothing = torch.zeros(360, dtype=torch.bool)
+    found = spatial.Prompted(Selection(nothing), nothing.float(), torch.zeros(0, 3), lambda c: None)
+    monkeypatch.setattr(spatial, "select_points", lambda *args, **options: found)
+    use(browser, "Box")
+    browser.drag_box(0.4, 0.4, 0.6, 0.6)
+    until(lambda: browser.said("nothing was found there"))
+    assert browser.session.state.selected is None
+
+
+def test_prompts_add_to_the_selection_and_take_from_it(browser, monkeypatch):
+    asked = []
+
+    def select_points(scene, camera, points=(), labels=None, box=None, **options):
+        asked.append((points, labels))
+        return spatial.Prompted(Selection(ball(2)), ball(2).float(), torch.zeros(0, 3), lambda c: None)
+
+    monkeypatch.setattr(spatial, "select_points", select_points)
+    document = browser.session.document
+    document.select(ball(0))
     browser.set("Prompts", "Add to it")
     use(browser, "Point")
     browser.click(0.5 + 0.3105, 0.5)
-    until(lambda: int(browser.session.state.selected.sum()) > 200)
-    assert iou(browser.session.state.selected, ball(0) | ball(2)) > 0.9
+    until(lambda: torch.equal(document.state.selected, ball(0) | ball(2)))
+    browser.click(0.5, 0.5, modifier="shift")  # the same object: not this
+    until(lambda: len(asked) == 2)
+    assert asked[1][1] == [1, 0]
+    assert np.allclose(asked[1][0], [[0.8105 * 160, 60.0], [80.0, 60.0]], atol=1.0)
+    browser.press("New object")
+    until(lambda: not browser.session.pointer.points)
+    browser.set("Prompts", "Take from it")
+    until(lambda: browser.session.pointer.how == "subtract")
+    browser.click(0.5 + 0.3105, 0.5)
+    until(lambda: torch.equal(document.state.selected, ball(0)))
 
 
 def test_the_brush_paints_what_shows(browser):
