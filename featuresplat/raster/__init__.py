@@ -165,6 +165,9 @@ def rasterize(
 
     NumPy arrays are accepted and then returned (no gradients).
 
+    Blending is linear: an image of ``features @ A`` is exactly the image of ``features``, times ``A``. So project first
+    when that leaves fewer channels: ``features=codes @ prompts.T`` costs P channels whatever D is.
+
     Gaussians with a NaN, an infinity, a zero quaternion or a non-positive scale are skipped.
 
     Returns:

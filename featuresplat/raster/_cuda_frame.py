@@ -23,7 +23,7 @@ SPLAT_FLOATS = 16
 _STEP = 1 << 14  # capacities are multiples of this, so that the allocator finds the same blocks again
 
 _found_by_last_call: dict[tuple, tuple[int, int]] = {}
-"""Pairs and splats, by device and size of the call."""
+"""Pairs and splats, by device and size of the images: from one step of a training to the next they change little."""
 
 
 def empty(what: str, shape, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -177,7 +177,7 @@ class FrontEnd:
         self.inputs, self.masks = inputs, masks
         device, c, n = inputs.means.device, len(inputs.viewmats), len(inputs.means)
         self.frame = Frame(_nvrtc.launcher(device), device, c, n, inputs.width, inputs.height)
-        self.hint = (device, c, n, self.frame.tiles)
+        self.hint = (device, c, self.frame.tiles)
         s, colors = inputs.settings, inputs.colors
         kind = 0 if colors is None else 1 if inputs.sh_degree is None else 2
         self.project: dict[str, Any] = {
@@ -223,7 +223,7 @@ class FrontEnd:
             expected = self._found()
             self._make_room(_with_room(expected[0]), splats, again=True)
         else:
-            self._make_room(_with_room(expected[0]), _with_room(expected[1]))
+            self._make_room(_with_room(expected[0]), min(_with_room(expected[1]), f.cameras * f.gaussians))
             self._make_splats()
         self._make_lists()
 

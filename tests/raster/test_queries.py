@@ -105,3 +105,13 @@ def test_contributions(clear_scene, backend):
     close("sums", got.sums, true.sums, GRADIENT)
     close("maxima", got.maxima, true.maxima, FORWARD)
     assert torch.equal(got.pixels.cpu().long(), true.pixels)
+
+
+def test_features_may_be_projected_before_blending(clear_scene, backend):
+    """Blending is linear: the image of F A is the image of F, times A."""
+    scene = clear_scene.to(device_of(backend))
+    wide = torch.randn(60, 70, generator=torch.Generator().manual_seed(8)).to(scene.means)
+    A = torch.randn(70, 2, generator=torch.Generator().manual_seed(9)).to(scene.means)
+    late = render(scene, backend, features=wide).features @ A
+    early = render(scene, backend, features=wide @ A).features
+    close("projected", early, late.cpu().double(), 1e-4)
