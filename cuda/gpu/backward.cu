@@ -310,7 +310,14 @@ FS_DEVICE void add_records(const BackwardArgs& a, Warp& s, int head, int members
   }
 }
 
-FS_KERNEL_OCCUPANCY(32 * WARPS, (WIDE ? (AHEAD ? 2 : 12 / WARPS) : CHANNELS > 4 || !MATRIX ? 3 : 5), blend_backward, const BackwardArgs a) {
+// Warps of a multiprocessor that the wide kernel's registers are cut for; sm_120 would spill at 12.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kWideWarps = 8;
+#else
+constexpr int kWideWarps = 12;
+#endif
+
+FS_KERNEL_OCCUPANCY(32 * WARPS, (WIDE ? (AHEAD ? 2 : kWideWarps / WARPS) : CHANNELS > 4 || !MATRIX ? 3 : 5), blend_backward, const BackwardArgs a) {
   FS_DYNAMIC_SHARED(Warp, warps);
   Warp& s = warps[fs_warp()];
   const int lane = fs_lane();

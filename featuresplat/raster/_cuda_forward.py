@@ -119,7 +119,7 @@ def blend_features(
     assert rows is not None
     assert image is not None
     dim = image.shape[-1]
-    shape = options.features_shape(dim)
+    shape = options.features_shape(dim, int(most is not None), f.gpu.arch)
     values = {
         **f.lists(), "rows": rows, "last": f.last,
         "most": most, "out": image, "sick": sick, "only_if": only_if, "dim": dim,

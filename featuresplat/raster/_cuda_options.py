@@ -81,9 +81,9 @@ def checked_late(rows: Tensor, device: torch.device) -> bool:
     return rows.shape[1] > 64 and _nvrtc.launcher(device).arch >= 80
 
 
-def features_shape(dim: int) -> dict[str, int]:
-    """Channels of a block of features.cu, in units of 32."""
-    quads = overrides.get("features.QUADS", 1 if dim <= 32 else 2 if dim <= 64 else 4)
+def features_shape(dim: int, half: int, arch: int) -> dict[str, int]:
+    """Channels of a block of features.cu, in units of 32. sm_120 lacks the registers for four units of float16."""
+    quads = overrides.get("features.QUADS", 1 if dim <= 32 else 2 if dim <= 64 or (half and arch >= 100) else 4)
     return {"QUADS": quads, "WARPS": overrides.get("features.WARPS", 2)}
 
 
@@ -99,8 +99,10 @@ def combinations(arch: int) -> list[tuple[str, dict[str, int]]]:
     matrix, limit = int(arch >= 80), 1024 * SHARED_LIMITS.get(arch, 48)
     found += [("blend.cu", {"RGB": 1, "CHANNELS": c}) for c in (0, 3, FEW)]
     if matrix:
-        found += [("features.cu", {"QUADS": q, "WARPS": 2, "HALF": h, "ALIGNED": 1}) for q in (1, 2, 4) for h in (0, 1)]
-        found += [("features.cu", {"QUADS": 4, "WARPS": 2, "HALF": h, "ALIGNED": 0}) for h in (0, 1)]
+        for half in (0, 1):
+            shapes = [features_shape(dim, half, arch) | {"HALF": half} for dim in (32, 64, 128)]
+            found += [("features.cu", shape | {"ALIGNED": 1}) for shape in shapes]
+            found += [("features.cu", shapes[-1] | {"ALIGNED": 0})]
     else:
         found += [("blend.cu", {"RGB": 0, "CHANNELS": FEW})]
     lift = {"STOPS": 1, "POWER": 1, "WEIGHTS": 0, "FIXED": 0, "ALIGNED": 1}
