@@ -6,6 +6,7 @@ asked, `Scene.at` and `Scene.render`, may be answered by the module too, by func
 - ``at(scene, time) -> Gaussians``: the Gaussians at a time, in the data's own frame;
 - ``render(scene, cameras, request) -> RenderOutput``: a render of its own, in place of splatting ``at``;
 - ``KINDS`` and ``picture(scene, cameras, kind, request) -> [C, H, W, 3 or 1]``: further kinds that can be rendered;
+- ``bodies(scene) -> [N]``: what moves as one, -1 for what holds still: prompts take each for an object;
 - ``ENDINGS`` {ending: writer(scene, path) -> count}: files that `export` lets the mode write;
 - ``joined(scenes) -> scenes``: the same scenes with per-Gaussian tensors that mean the same in all of them, and what
   they refer to in the first one's ``mode_state``: `Scene.cat` asks before it puts rows together;

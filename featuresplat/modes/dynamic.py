@@ -26,7 +26,7 @@ from torch.nn import Parameter
 from featuresplat import modes, raster
 from featuresplat.modes._motion import dualquat, losses, skinning
 from featuresplat.modes._motion.edits import EDITS, moved, understands
-from featuresplat.modes._motion.finished import at, joined, state_of
+from featuresplat.modes._motion.finished import at, bodies, joined, state_of
 from featuresplat.modes._motion.nodes import Nodes, neighbours, sample_times
 from featuresplat.modes._motion.panel import panel
 from featuresplat.modes._motion.pictures import KINDS, picture, report
@@ -38,7 +38,20 @@ from featuresplat.points import gaussians_from_points
 from featuresplat.types import Gaussians, PointCloud, RenderOutput
 
 ENDINGS = {ENDING: write_whole}
-__all__ = ["EDITS", "ENDINGS", "KINDS", "Mode", "at", "joined", "moved", "panel", "picture", "report", "understands"]
+__all__ = [
+    "EDITS",
+    "ENDINGS",
+    "KINDS",
+    "Mode",
+    "at",
+    "bodies",
+    "joined",
+    "moved",
+    "panel",
+    "picture",
+    "report",
+    "understands",
+]
 
 REFRESH = 250
 """Steps between two choices of the nodes that each moving Gaussian follows."""

@@ -20,6 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import ConvexHull, KDTree, QhullError
 from torch import Tensor
 
+from featuresplat import registry
 from featuresplat.paths import focus_point
 from featuresplat.prompts.graph import Graph, graph_of
 from featuresplat.prompts.surface import Surface, smaller, splat, surface, unproject
@@ -98,9 +99,44 @@ def pieces_of(scene: Scene, gaussians: Gaussians) -> Pieces:
     found = _known.get(key)
     if found is not None and found[0]() is gaussians.means:
         return found[1]
-    pieces = _divide(scene, gaussians)
+    pieces = _by_motion(scene, _divide(scene, gaussians))
     _remember(gaussians.means, pieces)
     return pieces
+
+
+def _by_motion(scene: Scene, pieces: Pieces) -> Pieces:
+    """The pieces with an object for each thing that moves by itself: common fate is better evidence than any shape."""
+    module = registry.load("modes", scene.mode)
+    if not hasattr(module, "bodies"):
+        return pieces
+    bodies = module.bodies(scene).to(pieces.scores.device)
+    count = int(bodies.max()) + 1 if len(bodies) else 0
+    if count < 1:
+        return pieces
+    bodies = _with_still_parts(bodies, count, pieces)
+    own = torch.nn.functional.one_hot(bodies.clamp_min(0), count).to(pieces.scores) * (bodies >= 0)[:, None]
+    still = pieces.scores * (bodies < 0)[:, None]
+    scores = torch.cat([still[:, :-1], own, still[:, -1:]], dim=1)
+    # As many voxels as Gaussians: only how they compare counts.
+    share = float(pieces.sizes.sum()) / max(len(bodies), 1)
+    sizes = (own.sum(0).cpu() * share).long().clamp_min(1)
+    return replace(pieces, scores=scores, sizes=torch.cat([pieces.sizes[:-1], sizes, pieces.sizes[-1:]]))
+
+
+def _with_still_parts(bodies: Tensor, count: int, pieces: Pieces) -> Tensor:
+    """The bodies with what holds still of the object that each one is most of: the foot of a tree in the wind."""
+    out, ids = bodies.clone(), pieces.ids
+    for piece in pieces.objects:
+        inside = ids == piece
+        moving = bodies[inside & (bodies >= 0)]
+        still = inside & (bodies < 0)
+        if not len(moving) or int(still.sum()) > len(moving):
+            continue
+        votes = moving.bincount(minlength=count)
+        body = int(votes.argmax())
+        if int(votes[body]) > 0.8 * len(moving) and int(votes[body]) > 0.5 * int((bodies == body).sum()):
+            out[still] = body
+    return out
 
 
 def inherit(before: Tensor, after: Tensor, rows: Tensor | None = None) -> None:

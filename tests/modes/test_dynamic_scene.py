@@ -17,6 +17,7 @@ from featuresplat.modes._motion.trace import carry
 from featuresplat.modes._motion.whole import read_whole, write_whole
 from featuresplat.points import gaussians_from_points
 from featuresplat.prompts.edits import Insert, Transform, edit_from_dict, known_kinds
+from featuresplat.prompts.pieces import Pieces, _with_still_parts
 from featuresplat.prompts.selection import Selection
 from featuresplat.prompts.targets import Target
 from featuresplat.scene import RenderRequest, Scene
@@ -261,3 +262,15 @@ def test_a_still_scene_has_no_motion_to_write(tmp_path):
     make_scene().save(tmp_path / "run")
     with pytest.raises(FeaturesplatError, match="frames"):
         export_run(tmp_path / "run", tmp_path / "x.ply", frames=1)
+
+
+def test_what_moves_as_one_is_one_body():
+    assert dynamic.bodies(make_scene()).tolist() == [-1, -1, 0, 1]
+
+
+def test_the_foot_that_holds_still_belongs_to_what_moves():
+    """Piece 1 holds three that move as body 0 and one that holds still; piece 2 holds two bodies and a still one."""
+    ids = torch.tensor([1, 1, 1, 1, 2, 2, 2, 0])
+    pieces = Pieces(torch.nn.functional.one_hot(ids, 4).float(), torch.tensor([9, 4, 3, 1]), None)
+    bodies = torch.tensor([0, 0, 0, -1, 1, 2, -1, -1])
+    assert _with_still_parts(bodies, 3, pieces).tolist() == [0, 0, 0, 0, 1, 2, -1, -1]

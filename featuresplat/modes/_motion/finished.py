@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from featuresplat.modes._motion import dualquat, skinning
+from featuresplat.modes._motion import dualquat, losses, skinning
 from featuresplat.modes._motion.nodes import Nodes
 from featuresplat.types import Gaussians
 
@@ -127,3 +127,14 @@ def _together(nodes: Nodes, more: Nodes) -> Nodes:
         torch.cat([nodes.log_radii, more.log_radii]),
         nodes.rest,
     )
+
+
+def bodies(scene: Scene) -> Tensor:
+    """[N] which body each Gaussian belongs to by the way it moves: nodes that keep their distances; -1 holds still."""
+    nodes = nodes_of(scene)
+    ids, weights = scene.mode_state["gaussian.nodes"].long(), scene.mode_state["gaussian.weights"]
+    if len(nodes) < 2:
+        return torch.where(ids[:, 0] > 0, 0, -1)
+    owner = losses.bodies_of(*losses.edges_of(nodes, 8)).to(ids.device)
+    first = ids.gather(1, weights.argmax(1, keepdim=True))[:, 0]
+    return torch.where(ids[:, 0] > 0, owner[first.clamp_min(1) - 1], -1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from featuresplat.modes._motion import dualquat
 from featuresplat.modes._motion.nodes import Nodes, neighbours, sample_times
 
-TOGETHER = 0.4
+TOGETHER = 0.25
 """Weight of an edge from which two nodes count as one body."""
 
 
