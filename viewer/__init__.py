@@ -24,24 +24,15 @@ def open_scene(source: Scene | str | Path, device: str = "auto") -> tuple[Scene,
         FeaturesplatError: there is no such run or file, or it is damaged.
     """
     from featuresplat.errors import FeaturesplatError
-    from featuresplat.io.formats import load_gaussians
     from featuresplat.render import usable_device
     from featuresplat.scene import Scene
-    from featuresplat.types import Cameras, FeatureField
 
     if isinstance(source, Scene):
         return source, None
     path, place = Path(source), usable_device(device)
     if not path.exists():
         raise FeaturesplatError(f"{path}: there is no such run folder or file.", "Check the path.")
-    if path.is_dir():
-        return Scene.load(path).to(place), path
-    import torch
-
-    loaded = load_gaussians(path)
-    fields = {} if loaded.features is None else {"features": FeatureField(loaded.features)}
-    nowhere = Cameras(torch.zeros(0, 4, 4), torch.zeros(0, 3, 3), [], [], names=[])
-    return Scene(loaded.gaussians, nowhere, fields).to(place), None
+    return Scene.load(path).to(place), path if path.is_dir() else None
 
 
 def start(

@@ -47,8 +47,8 @@ class Pose:
             return None
         return Pose(tuple(position), tuple(wxyz / np.linalg.norm(wxyz)), float(camera.fov), width, height)
 
-    def camera(self, pixels: int | None = None, name: str = "") -> Cameras:
-        """One camera, its image shrunk to at most ``pixels`` of the window's shape."""
+    def camera(self, pixels: int | None = None, time: float | None = None) -> Cameras:
+        """One camera at a time, its image shrunk to at most ``pixels`` of the window's shape."""
         scale = 1.0 if pixels is None else min(1.0, math.sqrt(pixels / (self.width * self.height)))
         width, height = max(1, round(self.width * scale)), max(1, round(self.height * scale))
         focal = 0.5 * height / math.tan(0.5 * self.fov)
@@ -58,7 +58,8 @@ class Pose:
         # Pixels of the shrunken image are as good as square: rounding the size may stretch them by half a pixel.
         focal_x = focal * (width / self.width) / (height / self.height)
         K = torch.tensor([[focal_x, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]], dtype=torch.float64)
-        return Cameras(viewmat[None], K[None], width, height, names=[name])
+        times = None if time is None else torch.tensor([time], dtype=torch.float64)
+        return Cameras(viewmat[None], K[None], width, height, times)
 
     @property
     def forward(self) -> np.ndarray:

@@ -67,7 +67,7 @@ class Canvas:
     def refresh(self) -> None:
         """Draw again after a change of the look or of the document."""
         self._show_frustums()
-        self.changed(moving=self.session.playing("time") or self.session.playing("path"))
+        self.changed(moving=self.session.playing())
 
     def close(self) -> None:
         self.stream.close()
@@ -75,7 +75,10 @@ class Canvas:
 
     def by_browser(self, look: Look, full: bool) -> bool:
         """Whether the browser draws the next picture."""
-        own = look.kind in ON_SPLATS and not look.compare and look.light is None and not self.session.pointer.painting
+        session = self.session
+        own = look.kind in ON_SPLATS and not look.compare and look.light is None and not session.pointer.painting
+        if look.time is not None and session.playing():
+            return False  # sending all splats anew for every moment is more than a picture
         if look.draw == "render" or not own:
             return False
         if look.draw == "splats":

@@ -26,6 +26,8 @@ from .splats import important
 
 SELECTED = (1.0, 0.85, 0.1)
 """Colour of the active selection."""
+MATCH = (1.0, 1.0, 1.0)
+"""Colour of the line around what a prompt matches."""
 KEPT_RESULTS = 6
 
 
@@ -110,6 +112,10 @@ class Insight:
         masks = self._memo(lambda: query.masks(values, state.threshold), "masks", values, state.threshold)
         return Scores(query, values, masks)
 
+    def known_question(self, state: State) -> bool:
+        """Whether the scores are there, whatever the threshold."""
+        return bool(state.prompts) and self._memo.known(*_question(state)) is not None
+
     def known_scores(self, state: State) -> Scores | None:
         """What `scores` has found already; never waits for it."""
         found = self._memo.known(*_question(state)) if state.prompts else None
@@ -160,6 +166,8 @@ class Insight:
             if scores is not None:
                 colors = [p.color for p in state.prompts]
                 threshold = 0.5 if state.threshold is None else state.threshold
+                if 0 <= look.prompt < len(scores.masks):
+                    marks.append(Mark(scores.masks[look.prompt], MATCH, line=True))
                 return Overlay(marks, scores.values.T, colors, threshold)
         return Overlay(marks)
 

@@ -28,10 +28,11 @@ RGB = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Mark:
-    """A set of Gaussians drawn over the picture: tinted and outlined."""
+    """A set of Gaussians drawn over the picture: outlined, and tinted where it is not only a line."""
 
     mask: Tensor  # bool [N]
     color: RGB
+    line: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Overlay:
 
     def rows(self, index: Tensor) -> Overlay:
         """Of some Gaussians only."""
-        marks = [Mark(m.mask[index], m.color) for m in self.marks]
+        marks = [replace(m, mask=m.mask[index]) for m in self.marks]
         return replace(self, marks=marks, values=None if self.values is None else self.values[index])
 
 
@@ -89,7 +90,7 @@ def picture(scene: Scene, camera: Cameras, look: Look, overlay: Overlay) -> tupl
     else:
         image = _compose(out, extra[..., :kind_channels], look, overlay)
     for i, mark in enumerate(marks):
-        image = _marked(image, extra[..., kind_channels + i], mark.color)
+        image = _marked(image, extra[..., kind_channels + i], mark)
     depth = torch.where(out.alpha[0, ..., 0] >= 0.5, out.depth[0, ..., 0], torch.zeros(()))
     return (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu(), depth.cpu()
 
@@ -167,12 +168,13 @@ def heat(scores: Tensor, grey: Tensor, prompt: int, overlay: Overlay) -> Tensor:
     return torch.lerp(0.55 * grey.expand(*grey.shape[:-1], 3), lit, strength)
 
 
-def _marked(image: Tensor, share: Tensor, color: RGB) -> Tensor:
+def _marked(image: Tensor, share: Tensor, mark: Mark) -> Tensor:
     """A tint where a selection shows, and a line of two pixels around it."""
-    paint = torch.tensor(color)
+    paint = torch.tensor(mark.color)
     inside = share > 0.5
     edge = _edge(inside, 2 if min(inside.shape) >= 300 else 1)
-    image = torch.where(inside[..., None], torch.lerp(image, paint.expand_as(image), 0.25), image)
+    if not mark.line:
+        image = torch.where(inside[..., None], torch.lerp(image, paint.expand_as(image), 0.25), image)
     return torch.where(edge[..., None], paint.expand_as(image), image)
 
 

@@ -122,7 +122,7 @@ class Pointer:
         pose = self._pose(u, v)
 
         def work() -> None:
-            camera, scene = pose.camera(PROMPT_PIXELS), self.session.scene
+            camera, scene = pose.camera(PROMPT_PIXELS, self.session.look.time), self.session.scene
             w, h = camera.sizes[0]
             place = spatial.pick(scene, camera, u * w, v * h).detach()
             self._begin()
@@ -142,7 +142,7 @@ class Pointer:
         pose = self._pose(u0, v0, u1, v1)
 
         def work() -> None:
-            camera, scene = pose.camera(PROMPT_PIXELS), self.session.scene
+            camera, scene = pose.camera(PROMPT_PIXELS, self.session.look.time), self.session.scene
             w, h = camera.sizes[0]
             x0, x1 = sorted(min(max(u, 0.0), 1.0) * w for u in (u0, u1))
             y0, y1 = sorted(min(max(v, 0.0), 1.0) * h for v in (v0, v1))
@@ -158,7 +158,7 @@ class Pointer:
         pose = self._pose(*(x for point in stroke for x in point))
 
         def work() -> None:
-            camera, scene = pose.camera(PROMPT_PIXELS), self.session.scene
+            camera, scene = pose.camera(PROMPT_PIXELS, self.session.look.time), self.session.scene
             self.forget_points()
             self._begin()
             self._select(spatial.brush(scene, camera, painted(stroke, camera, self.radius)).selection)

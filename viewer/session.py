@@ -143,8 +143,9 @@ class Session:
 
         threading.Thread(target=loop, name=f"play {name}", daemon=True).start()
 
-    def playing(self, name: str) -> bool:
-        return name in self._playing
+    def playing(self, name: str = "") -> bool:
+        """Whether that is being played, or anything."""
+        return name in self._playing if name else bool(self._playing)
 
     # Cameras
 

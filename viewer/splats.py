@@ -41,7 +41,7 @@ def splats(scene: Scene, camera: Cameras | None, look: Look, overlay: Overlay, b
     g = scene.at(look.time)
     keep = important(g.scales, g.opacities, budget)
     colors = _colors(scene, camera, look, overlay, rows)
-    for mark in overlay.marks if look.outlines else ():
+    for mark in (m for m in overlay.marks if look.outlines and not m.line):
         mask = mark.mask if rows is None else mark.mask[rows]
         colors = torch.where(mask[:, None], torch.lerp(colors, torch.tensor(mark.color), TINT), colors)
     scales, quats = g.scales, torch.nn.functional.normalize(g.quats, dim=1)

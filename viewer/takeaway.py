@@ -18,8 +18,8 @@ from torch import Tensor
 
 from featuresplat.errors import FeaturesplatError
 from featuresplat.io.atomic import atomic_path, atomic_write_text
-from featuresplat.io.formats import save_gaussians
 from featuresplat.io.images import write_image
+from featuresplat.io.scene_file import write_scene_file
 from featuresplat.io.video import write_video
 from featuresplat.paths import spline
 from featuresplat.prompts import spatial
@@ -72,7 +72,8 @@ def checked_file_name(name: str) -> str:
 
 
 def export_gaussians(app: App, name: str, ending: str, selection: bool, plain: bool) -> Path:
-    """Write the scene, or the selection, with its features unless ``plain`` (or the format holds none).
+    """Write the scene, or the selection, with its fields unless ``plain`` (or the format holds none); what a PLY has no
+    columns for lies beside it, see docs/formats.md.
 
     Raises:
         FeaturesplatError: a bad name, an unknown ending, nothing selected, a disk that is full.
@@ -81,9 +82,7 @@ def export_gaussians(app: App, name: str, ending: str, selection: bool, plain: b
         raise FeaturesplatError(f"format: '{ending}' is not known.", f"Known: {', '.join(ENDINGS)}.")
     scene = _part(app, selection)
     path = target(app, name, ending)
-    unlike = list({id(f.codes): f.codes for f in scene.fields.values()}.values())
-    features = torch.cat(unlike, dim=1) if unlike and ending == ".ply" and not plain else None
-    save_gaussians(path, scene.gaussians, features, plain or ending != ".ply")
+    write_scene_file(path, scene.gaussians, scene.fields if ending == ".ply" else {}, plain or ending != ".ply")
     return path
 
 

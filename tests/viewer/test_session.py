@@ -80,6 +80,14 @@ def test_a_prompt_lights_up_its_object_and_nothing_else(browser):
     assert heat[1].sum() > heat[0].sum() + 0.5
     assert heat[1].sum() > heat[2].sum() + 0.5
     assert "green ball: 120 Gaussians match" in browser.texts()
+    browser.set("Own threshold", True)
+    until(lambda: browser.session.state.threshold == 0.5)
+    before = settled(browser).copy()
+    browser.set("Threshold", 0.0)  # everything scores more than nothing: the line moves, live
+    until(lambda: "green ball: 360 Gaussians match" in browser.texts())
+    assert np.abs(settled(browser).astype(int) - before).max() > 60
+    browser.set("Own threshold", False)
+    until(lambda: browser.session.state.threshold is None)
     browser.press("Select what matches")
     until(lambda: browser.session.state.selected is not None)
     assert torch.equal(browser.session.state.selected, ball(1))

@@ -10,12 +10,14 @@ import pytest
 import torch
 from PIL import Image
 from test_session import middle, settled
-from toy import ball
+from toy import ball, toy_scene
 from wire import until
 
+from featuresplat.cli import main
 from featuresplat.io.ply import read_ply
 from featuresplat.prompts import spatial
 from featuresplat.prompts.selection import Selection
+from featuresplat.scene import Scene
 
 
 def iou(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -254,6 +256,9 @@ def test_edit_lists_are_saved_and_done_again(browser, tmp_path):
     browser.send("GuiUpdateMessage", uuid=uuid, updates={"value": "Load list"})
     until(lambda: len(document.scene.gaussians) == 240)
     assert torch.equal(document.scene.gaussians.means, kept)
+    toy_scene().save(tmp_path / "saved")
+    assert main(["edit", str(tmp_path / "saved"), str(path), "--out", str(tmp_path / "edited")]) == 0
+    assert torch.allclose(Scene.load(tmp_path / "edited").gaussians.means, kept)
 
 
 def test_export_of_the_selection(browser, tmp_path):

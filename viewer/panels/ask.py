@@ -129,11 +129,13 @@ def _show(s: Any, name: str) -> None:
 
 
 def _own(s: Any, on: bool) -> None:
-    s.document.change(threshold=0.5 if on else None)
+    _threshold(s, 0.5 if on else None)
 
 
-def _threshold(s: Any, value: float) -> None:
-    s.document.change(threshold=value)
+def _threshold(s: Any, value: float | None) -> None:
+    state = s.document.change(threshold=value)
+    if s.app.insight.known_question(state):
+        s.app.insight.scores(state)  # only the cut is new: quick, and the counts are there when they are shown
 
 
 def _matches(s: Any) -> str:
