@@ -265,7 +265,12 @@ def test_a_still_scene_has_no_motion_to_write(tmp_path):
 
 
 def test_what_moves_as_one_is_one_body():
-    assert dynamic.bodies(make_scene()).tolist() == [-1, -1, 0, 1]
+    scene = make_scene()
+    away = TIMES[:, None] * torch.tensor([-5.0, 0, 0])
+    scene.mode_state["nodes.positions"][1] += away
+    assert dynamic.bodies(scene).tolist() == [-1, -1, 0, 1]
+    scene.mode_state["nodes.positions"][1] = scene.mode_state["nodes.positions"][0] + torch.tensor([0.5, 0, 0])
+    assert dynamic.bodies(scene).tolist() == [-1, -1, 0, 0]
 
 
 def test_the_foot_that_holds_still_belongs_to_what_moves():
