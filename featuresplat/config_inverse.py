@@ -3,11 +3,51 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 
 @dataclass
 class InverseConfig:
     """Materials and light of the mode `inverse`."""
 
+    start: Path | None = None
+    """A finished run to start from, in place of points."""
     light_size: int = 128
-    """Pixels along a side of the environment cubemap."""
+    """Pixels along a side of the environment cubemap, a power of two."""
+    tone: Literal["none", "aces"] = "none"
+    """How linear radiance became the photographs' colours, before the sRGB curve."""
+    background: Literal["auto", "environment", "none"] = "auto"
+    """'environment': what shines through between Gaussians is the light itself; 'none': the configured colour. 'auto'
+    takes the environment unless the images are transparent."""
+    stages: tuple[float, ...] = (0.45, 0.55, 0.85)
+    """Shares of the steps after which the specular, the diffuse and the joint stage begin."""
+    progress: bool = True
+    """Distil progressively: a map of how far the physical model may explain each pixel. Without it, it must explain
+    all."""
+    fit: Literal["l1", "l2"] = "l1"
+    """'l2' replaces the photometric loss by the mean square, for comparison."""
+    shadows: bool = True
+    """Bake which light reaches each Gaussian, and what the others reflect onto it."""
+    pixels: int = 16384
+    """Pixels of a view that a step shades, drawn at random."""
+    mask_weight: float = 0.08
+    """Pull of the progress to 1: the physical model keeps what it explains to within twice this."""
+    white_weight: float = 0.003
+    """Pull of the light to grey."""
+    even_weight: float = 0.005
+    """Pull of the light to be even: total variation of its logarithm."""
+    normal_weight: float = 0.05
+    """Agreement of the Gaussians' normals with those of the rendered depth."""
+    normal_gradient: float = 0.1
+    """Share of the shading's gradient that turns the Gaussians."""
+    spread_weight: float = 1.0
+    """Pull of the Gaussians along a ray to one depth."""
+    smooth_weight: float = 0.02
+    """Smoothness of roughness and metallic where the image is smooth."""
+    material_lr: float = 0.02
+    """Learning rate of base colour, roughness and metallic."""
+    progress_lr: float = 0.02
+    """Learning rate of the progress; a quarter of it in the joint stage."""
+    light_lr: float = 0.05
+    """Learning rate of the light's logarithm."""

@@ -1,8 +1,8 @@
 """Diffuse light by spherical harmonics: irradiance = <light, visibility, cosine>, a triple product.
 
 Bases, their order and signs are those of `featuresplat.geometry.sh_bases`. The product of two functions is again one
-of harmonics, by the tensor C_ijk = integral Y_i Y_j Y_k (the real Gaunt coefficients), and the cosine lobe about a normal
-scales band l by a_l (Ramamoorthi and Hanrahan 2001; Sloan et al. 2002 for visibility).
+of harmonics, by the tensor C_ijk = integral Y_i Y_j Y_k (the real Gaunt coefficients), and the cosine lobe about a
+normal scales band l by a_l (Ramamoorthi and Hanrahan 2001; Sloan et al. 2002 for visibility).
 """
 
 from __future__ import annotations

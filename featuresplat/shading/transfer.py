@@ -45,13 +45,20 @@ class Transfer:
         return self.cells(radiance)
 
     def total(self, cube: Tensor, albedo: Tensor, occluders: Occluders, bounces: int = 2) -> tuple[Tensor, Tensor]:
-        """[N, 3] irradiance / pi with interreflections between surfaces of albedo [N, 3], and the cells' radiance [M, 3]."""
+        """[N, 3] irradiance / pi with reflections between surfaces of albedo [N, 3], and cells' radiance [M, 3]."""
         direct = self.direct(cube)
         irradiance, radiance = direct, occluders.means_of(albedo * direct)
         for _ in range(bounces):
             irradiance = direct + self.reflected(radiance)
             radiance = occluders.means_of(albedo * irradiance)
         return irradiance, radiance
+
+
+def open_sky(normals: Tensor) -> Tensor:
+    """[N, 6 SIZE^2] weights as `Transfer.sky` has them, where nothing is in the way."""
+    dirs = cubemap.directions(SIZE).reshape(-1, 3).to(normals)
+    weight = (normals @ dirs.T).clamp_min(0) * cubemap.solid_angles(SIZE).repeat(6, 1, 1).reshape(-1).to(normals)
+    return weight / weight.sum(1, keepdim=True).clamp_min(1e-9)
 
 
 @torch.no_grad()
@@ -64,8 +71,6 @@ def bake(points: Tensor, normals: Tensor, occluders: Occluders) -> Transfer:
     Args:
         points, normals: [N, 3] world frame; normals are unit and point out of the surface.
     """
-    area = cubemap.solid_angles(SIZE).repeat(6, 1, 1).reshape(-1).to(points)
-    centres = cubemap.directions(SIZE).reshape(-1, 3).to(points)
     frames = cubemap.frames(points)
     at = 2 * (torch.arange(SIZE, device=points.device) + 0.5) / SIZE - 1
     t, s = torch.meshgrid(at, at, indexing="ij")
@@ -76,11 +81,11 @@ def bake(points: Tensor, normals: Tensor, occluders: Occluders) -> Transfer:
     for start in range(0, len(points), _ROWS):
         part = slice(start, start + _ROWS)
         n = normals[part]
-        weight = (n @ centres.T).clamp_min(0) * area
-        weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-9)
-        moved = jitter[part, None, None, :1] * frames[None, :, None, 1] + jitter[part, None, None, 1:] * frames[
-            None, :, None, 2
-        ]
+        weight = open_sky(n)
+        moved = (
+            jitter[part, None, None, :1] * frames[None, :, None, 1]
+            + jitter[part, None, None, 1:] * frames[None, :, None, 2]
+        )
         dirs = torch.nn.functional.normalize((plane[None] + moved).reshape(len(n), -1, 3), dim=-1)
         row, col = (weight > 0).nonzero(as_tuple=True)
         hit = occluders.trace(points[part][row], n[row], dirs[row, col])

@@ -73,9 +73,9 @@ def test_the_distribution_projects_to_one(roughness):
 def test_reciprocity():
     g = torch.Generator().manual_seed(2)
     n = torch.tensor([0.0, 0, 1])
-    v, l = (torch.nn.functional.normalize(torch.rand(50, 3, generator=g) + 0.05, dim=1) for _ in range(2))
+    v, at = (torch.nn.functional.normalize(torch.rand(50, 3, generator=g) + 0.05, dim=1) for _ in range(2))
     r, f0 = torch.rand(50, generator=g), torch.rand(50, 3, generator=g)
-    torch.testing.assert_close(ggx.specular(n, v, l, r, f0), ggx.specular(n, l, v, r, f0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ggx.specular(n, v, at, r, f0), ggx.specular(n, at, v, r, f0), rtol=1e-4, atol=1e-5)
 
 
 def test_fresnel_ends():
@@ -90,7 +90,7 @@ def test_gradients_by_finite_differences():
     def rand(*shape):
         return (0.2 + 0.6 * torch.rand(*shape, generator=g, dtype=torch.float64)).requires_grad_()
 
-    n, v, l = (torch.nn.functional.normalize(rand(4, 3).detach(), dim=1).requires_grad_() for _ in range(3))
-    assert torch.autograd.gradcheck(ggx.specular, (n, v, l, rand(4), rand(4, 3)))
+    n, v, at = (torch.nn.functional.normalize(rand(4, 3).detach(), dim=1).requires_grad_() for _ in range(3))
+    assert torch.autograd.gradcheck(ggx.specular, (n, v, at, rand(4), rand(4, 3)))
     args = (rand(4, 3), rand(4), rand(4), rand(4))
     assert torch.autograd.gradcheck(ggx.directional_albedos, args, eps=1e-6, atol=1e-5)

@@ -29,7 +29,7 @@ def test_product_is_the_product():
 
 
 def test_triple_product_against_quadrature():
-    """Irradiance of band-limited light and visibility under the true cosine, to 3 % of the light: the sixth band is left out."""
+    """Irradiance of band-limited light and visibility under the true cosine, to 3 %: band 6 is left out."""
     light, visibility = randn(16, 3, seed=3), randn(6, 16, seed=4)
     normals = torch.nn.functional.normalize(randn(6, 3, seed=5), dim=1)
     dirs, weights = harmonics.quadrature(200)

@@ -69,7 +69,8 @@ def test_split_sum_against_monte_carlo(filters):
     for roughness in (0.1, 0.25, 0.5, 0.8):
         for degrees, limit in ((0, 0.12), (45, 0.12), (75, 0.3)):
             n = directions(150, seed=degrees)
-            side = torch.nn.functional.normalize(torch.linalg.cross(n, torch.tensor([0.3, 0.5, 0.8]).expand_as(n)), dim=1)
+            side = torch.linalg.cross(n, torch.tensor([0.3, 0.5, 0.8]).expand_as(n))
+            side = torch.nn.functional.normalize(side, dim=1)
             v = math.cos(math.radians(degrees)) * n + math.sin(math.radians(degrees)) * side
             ones = torch.ones(150)
             s = Surface(n, v, torch.ones(150, 3), roughness * ones, ones)

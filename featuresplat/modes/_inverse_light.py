@@ -1,0 +1,129 @@
+"""The light of the mode `inverse` while it is fitted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from featuresplat.shading import cubemap, transfer
+from featuresplat.shading.prefilter import Prefilter
+
+COARSEST = 8
+EVERY = 4
+"""Steps whose gradients are gathered for one step of the light: filtering it costs as much as rendering a view."""
+DAMPED = 0.6
+"""Learning rate of each level, as a share of the one before."""
+
+
+class FittedLight:
+    """An environment whose logarithm is a sum of ever finer cubemaps: what is coarse is found first.
+
+    Shading looks at copies that are filtered for it; the gradients gathered there are carried to the parameters
+    every few steps.
+
+    Attributes:
+        params: the levels by name, [6, s, s, 3], coarse to fine.
+        atlas: [T, 3] of `Prefilter`, or None before `filter`.
+        directions: [6 SIZE^2, 3] means over the texels that `transfer` knows.
+    """
+
+    def __init__(self, size: int, value: Tensor, device: torch.device, white: float, even: float):
+        self.size, self.device, self.white, self.even = size, device, white, even
+        sizes = [s for s in (COARSEST << k for k in range(12)) if s <= size]
+        levels = {f"light{k}": torch.zeros(6, s, s, 3, device=device) for k, s in enumerate(sizes)}
+        levels["light0"] += value.log()
+        self.params = {k: Parameter(v) for k, v in levels.items()}
+        dirs = cubemap.directions(size).reshape(-1, 3).to(device)
+        self._lookups = [cubemap.corners(*cubemap.locate(dirs), s) for s in sizes[:-1]]
+        self._prefilter: Prefilter | None = None
+        self.atlas: Tensor | None = None
+        self.directions: Tensor | None = None
+
+    @property
+    def prefilter(self) -> Prefilter:
+        if self._prefilter is None:
+            self._prefilter = Prefilter(self.size, self.device)
+        return self._prefilter
+
+    def log_radiance(self) -> Tensor:
+        """[6, S, S, 3], differentiable in the parameters."""
+        *coarse, fine = self.params.values()
+        total = fine.reshape(-1, 3)
+        for level, (index, weights) in zip(coarse, self._lookups, strict=True):
+            total = total + cubemap.weighted_rows(cubemap.padded(level), index, weights)
+        return total.reshape(fine.shape)
+
+    def cube(self) -> Tensor:
+        """[6, S, S, 3] radiance as it is now."""
+        with torch.no_grad():
+            return self.log_radiance().exp()
+
+    def seen(self, dirs: Tensor) -> Tensor:
+        """[P, 3] radiance in directions [P, 3], differentiable."""
+        where = cubemap.locate(dirs)
+        if self.atlas is not None:
+            return cubemap.weighted_rows(self.atlas, *cubemap.corners(*where, self.size))
+        total = dirs.new_zeros(dirs.shape)
+        for level in self.params.values():
+            total = total + cubemap.weighted_rows(cubemap.padded(level), *cubemap.corners(*where, level.shape[1]))
+        return total.exp()
+
+    @torch.no_grad()
+    def filter(self) -> None:
+        """Filter the light as it is now, for the steps to come."""
+        cube = self.log_radiance().exp()
+        self.atlas = self.prefilter.atlas(cube).requires_grad_()
+        self.directions = _directions(cube).requires_grad_()
+
+    def pull(self) -> None:
+        """Carry the gathered gradients to the parameters; the optimiser's next step takes them."""
+        if self.atlas is None or self.directions is None or self.atlas.grad is None:
+            return
+        with torch.enable_grad():
+            logs = self.log_radiance()
+            cube = logs.exp()
+            total = (self.prefilter.atlas(cube) * (self.atlas.grad / EVERY)).sum()
+            if self.directions.grad is not None:
+                total = total + (_directions(cube) * (self.directions.grad / EVERY)).sum()
+            total = total + self.white * (cube - cube.mean(-1, keepdim=True)).abs().mean()
+            total = total + self.even * _variation(logs)
+            found = torch.autograd.grad(total, list(self.params.values()))
+        for p, g in zip(self.params.values(), found, strict=True):
+            p.grad = g
+        self.atlas.grad = self.directions.grad = None
+
+    @property
+    def moved(self) -> bool:
+        """The parameters have just taken a step."""
+        return self.params["light0"].grad is not None
+
+    @torch.no_grad()
+    def set(self, logs: Tensor) -> None:
+        """Make the sum equal to ``logs`` [6, S, S, 3]; each level takes what the coarser ones leave."""
+        for level in self.params.values():
+            level.zero_()
+        for level in self.params.values():
+            rest = logs - self.log_radiance()
+            level.copy_(cubemap.shrink(rest, self.size // level.shape[1]))
+
+    def gathered(self) -> dict[str, Tensor]:
+        """Gradients that no step has taken yet."""
+        found = {"atlas": self.atlas, "directions": self.directions}
+        return {k: v.grad for k, v in found.items() if v is not None and v.grad is not None}
+
+    def restore(self, gathered: dict[str, Tensor]) -> None:
+        """After the parameters were given back: filter them, and go on gathering."""
+        self.filter()
+        assert self.atlas is not None
+        assert self.directions is not None
+        self.atlas.grad, self.directions.grad = gathered.get("atlas"), gathered.get("directions")
+
+
+def _directions(cube: Tensor) -> Tensor:
+    return cubemap.shrink(cube, cube.shape[1] // transfer.SIZE).reshape(-1, 3)
+
+
+def _variation(logs: Tensor) -> Tensor:
+    """Mean absolute difference of neighbouring texels within the faces."""
+    return (logs[:, 1:] - logs[:, :-1]).abs().mean() + (logs[:, :, 1:] - logs[:, :, :-1]).abs().mean()

@@ -1,0 +1,267 @@
+"""A first guess of light and materials, Gaussian by Gaussian, from what the photographs show of each.
+
+Gradient descent alone does not find its way: while the light is blurred, nothing rewards a smooth surface, and while
+all surfaces are rough, nothing sharpens the light. So the photographs are lifted onto the Gaussians, a table of
+radiance per Gaussian and view. What changes most from view to view is taken as a mirror and projects the light; then
+every Gaussian tries a few roughnesses as metal and as dielectric, each with its best colour, and takes what fits it and
+its neighbours best; light and materials take turns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from featuresplat import raster
+from featuresplat.modes import _inverse_pixels as px
+from featuresplat.modes._inverse_light import FittedLight
+from featuresplat.shading import cubemap, ggx, tone
+from featuresplat.shading.deferred import Received, met
+from featuresplat.shading.occlusion import Occluders
+from featuresplat.shading.prefilter import LEVELS
+
+VIEWS = 48
+"""Most views that are lifted."""
+SHOWN = 0.3
+"""Pixels' worth of weight from which a view counts for a Gaussian."""
+CLIPPED = 0.97
+"""Radiance from which a photograph says only `at least`."""
+TRUNCATED = 0.16
+"""A residual beyond this counts no more: the progress would be 0 there."""
+VIVID = 0.08
+"""Relative change from view to view at which a Gaussian begins to count as a mirror; at three times that it does."""
+
+
+@dataclass
+class Samples:
+    """S pairs of a Gaussian and a view.
+
+    Attributes:
+        gaussian: [S] number of the Gaussian, ascending.
+        weight: [S] how much it shows there.
+        radiance: [S, 3] linear, as photographed.
+        view, away: [S, 3] unit: to the camera, and mirrored at the normal.
+        cosine: [S] between normal and view.
+        hit: [S] the filled cell that the mirrored ray meets, or -1.
+        count: N.
+    """
+
+    gaussian: Tensor
+    weight: Tensor
+    radiance: Tensor
+    view: Tensor
+    away: Tensor
+    cosine: Tensor
+    hit: Tensor
+    count: int
+
+    def sum(self, values: Tensor) -> Tensor:
+        """[N, C] sums over the views of each Gaussian, of [S, C]."""
+        return values.new_zeros(self.count, values.shape[1]).index_add_(0, self.gaussian, values)
+
+
+class Views:
+    """Training photographs in linear radiance, VIEWS of them at most, with what the rasterizer wants to know.
+
+    Attributes:
+        cameras: all M of them. chosen: numbers of those looked at.
+        options: settings and backend of the rasterizer.
+    """
+
+    def __init__(self, cameras, images, device, **options):
+        self.cameras, self._images, self._device, self.options = cameras, images, device, options
+        self.chosen = list(range(0, len(cameras), max(1, -(-len(cameras) // VIEWS))))
+
+    def image(self, i: int) -> Tensor:
+        """[H, W, 3]."""
+        return tone.linear(self._images(i).to(self._device).float() / 255)
+
+    def matrices(self, i: int) -> tuple[Tensor, Tensor]:
+        """viewmats [1, 4, 4] and Ks [1, 3, 3], float32."""
+        camera = self.cameras[i]
+        return camera.viewmats.to(self._device, torch.float32), camera.Ks.to(self._device, torch.float32)
+
+
+@torch.no_grad()
+def lifted(g, normals: Tensor, views: Views, occluders: Occluders | None) -> Samples:
+    """The table: every photograph, lifted.
+
+    Args:
+        g: the Gaussians. normals: [N, 3] unit, outwards.
+    """
+    parts = []
+    for i in views.chosen:
+        sums, weights = raster.lift(
+            g.means, g.quats, g.scales, g.opacities, *views.matrices(i), *views.cameras.sizes[i],
+            views.image(i)[None], **views.options,
+        )  # fmt: skip
+        view = F.normalize(views.cameras[i].positions.to(g.means) - g.means, dim=1)
+        cosine = (view * normals).sum(1)
+        seen = ((weights > SHOWN) & (cosine > 0.15)).nonzero()[:, 0]
+        parts.append((seen, weights[seen], sums[seen] / weights[seen, None], view[seen], cosine[seen]))
+    gaussian, weight, radiance, view, cosine = (torch.cat(p) for p in zip(*parts, strict=True))
+    order = gaussian.argsort(stable=True)
+    gaussian, weight, radiance, view, cosine = (t[order] for t in (gaussian, weight, radiance, view, cosine))
+    n = normals[gaussian]
+    away = 2 * cosine[:, None] * n - view
+    hit = torch.full_like(gaussian, -1) if occluders is None else occluders.trace(g.means[gaussian], n, away)
+    return Samples(gaussian, weight.clamp(max=20), radiance, view, away, cosine, hit, len(g))
+
+
+def vividness(s: Samples) -> Tensor:
+    """[N] relative standard deviation of each Gaussian's brightness over the views."""
+    light = s.radiance.mean(1, keepdim=True)
+    total = s.sum(s.weight[:, None]).clamp_min(1e-9)
+    mean = s.sum(s.weight[:, None] * light) / total
+    square = s.sum(s.weight[:, None] * (light - mean[s.gaussian]).square()) / total
+    return (square.sqrt() / (mean + 0.05))[:, 0]
+
+
+@torch.no_grad()
+def projected(
+    g, normals: Tensor, vivid: Tensor, views: Views, occluders: Occluders | None, base: Tensor, rounds: int = 3
+) -> tuple[Tensor, Tensor]:
+    """The light that vivid Gaussians have reflected, taken as mirrors, pixel by pixel, and each one's colour [N, 3].
+
+    Args:
+        vivid: [N] in 0..1, how much each counts as a mirror.
+        base: [6, S, S, 3] the light where nothing says otherwise.
+    """
+    size = base.shape[1]
+    flat, color = base.reshape(-1, 3), torch.full((len(g), 3), 0.8, device=base.device)
+    for k in range(rounds):
+        top, bottom = torch.zeros_like(flat), torch.zeros_like(flat)
+        pull, mass = torch.zeros_like(color), torch.zeros_like(color)
+        for i in views.chosen:
+            image, matrices, (width, height) = views.image(i), views.matrices(i), views.cameras.sizes[i]
+            out = raster.rasterize(
+                g.means, g.quats, g.scales, g.opacities, None, *matrices, width, height,
+                features=torch.cat([normals, vivid[:, None], color], 1), **views.options,
+            )  # fmt: skip
+            assert out.features is not None
+            f, alpha = out.features.reshape(-1, 7), out.alpha.reshape(-1, 1)
+            rows = ((f[:, 3] > 0.05) & (alpha[:, 0] > 0.8)).nonzero()[:, 0]
+            centre, rays = px.view_rays(matrices[0][0], matrices[1][0], width, height)
+            view = -F.normalize(rays.reshape(-1, 3)[rows], dim=1)
+            normal = F.normalize(f[rows, :3], dim=1)
+            cosine = (view * normal).sum(1, keepdim=True)
+            away = 2 * cosine * normal - view
+            points = centre + out.depth.reshape(-1, 1)[rows] * rays.reshape(-1, 3)[rows]
+            free = cosine[:, 0] > 0.2
+            if occluders is not None:
+                free &= occluders.trace(points, normal, away) < 0
+            rows, away = rows[free], away[free]
+            weight, tint = f[rows, 3:4] / alpha[rows], f[rows, 4:] / alpha[rows]
+            seen = image.reshape(-1, 3)[rows]
+            index, bilinear = cubemap.corners(*cubemap.locate(away), size)
+            index = cubemap.padding(size).to(index.device)[index]
+            if k:
+                there = (flat[index] * bilinear[..., None]).sum(1)
+                maps = px.spread(torch.cat([there * seen, there.square()], 1), rows, height, width)
+                sums, _ = raster.lift(
+                    g.means, g.quats, g.scales, g.opacities, *matrices, width, height, maps[None], **views.options
+                )
+                pull, mass = pull + sums[:, :3], mass + sums[:, 3:]
+            for total, values in ((top, weight * tint * seen), (bottom, weight * tint.square())):
+                spread = (bilinear[..., None] * values[:, None]).reshape(-1, 3)
+                total.index_add_(0, index.reshape(-1), spread)
+        if k:
+            color = torch.where(mass > 1e-6, (pull / mass.clamp_min(1e-9)).clamp(0.1, 1.0), color)
+        few = 0.02 * bottom.mean() / (bottom + 0.02 * bottom.mean())
+        flat = top / bottom.clamp_min(1e-9) * (1 - few) + few * base.reshape(-1, 3)
+    return flat.reshape(base.shape), color
+
+
+@dataclass
+class Guess:
+    """Materials: base_color [N, 3], roughness [N], metallic [N]; residual [N] in display units."""
+
+    base_color: Tensor
+    roughness: Tensor
+    metallic: Tensor
+    residual: Tensor
+
+
+@torch.no_grad()
+def searched(s: Samples, light: FittedLight, received: Received, cells: Tensor | None, smooth: Tensor) -> Guess:
+    """The best of a few materials for every Gaussian.
+
+    Args:
+        received: diffuse light at the N Gaussians.
+        cells: [M, 3] radiance of the occluders' cells, or None without occluders.
+        smooth: sparse [N, N], means over neighbours.
+    """
+    assert light.atlas is not None
+    here = Received(**{k: v[s.gaussian] for k, v in vars(received).items()})
+    irradiance = here.direct + here.reflected
+    best: Guess | None = None
+    lowest = torch.full((s.count,), torch.inf, device=irradiance.device)
+    for level in LEVELS:
+        roughness = torch.full_like(s.cosine, level.roughness)
+        sky = light.prefilter.lookup(light.atlas, s.away, roughness)
+        incoming = sky if cells is None else met(sky, s.hit, roughness, here, cells)
+        A, B = (t[:, None] for t in ggx.albedo_terms(s.cosine.clamp(0.02, 1), roughness))
+        lost = 1 / (A + B).clamp_min(1e-3) - 1
+        # Compensation for a reflectance of about a half: what is left is linear in the colour.
+        metal = A * incoming * (1 + 0.7 * lost), B * incoming
+        layer = ggx.F0 * A + B
+        body = (1 - layer) * irradiance, layer * incoming
+        for metallic, (gain, offset) in ((1.0, metal), (0.0, body)):
+            color, cost = _fitted(s, gain, offset)
+            cost = (smooth @ cost[:, None])[:, 0] + 0.002 * metallic
+            better = cost < lowest
+            lowest = torch.where(better, cost, lowest)
+            new = Guess(color, torch.full_like(cost, level.roughness), torch.full_like(cost, metallic), cost)
+            best = new if best is None else _chosen(better, new, best)
+    assert best is not None
+    return best
+
+
+def _fitted(s: Samples, gain: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """The colour c [N, 3] with which gain c + offset fits the samples, robustly, and the mean residual [N]."""
+    shown = tone.srgb(s.radiance.clamp(0, 1))
+    clipped = s.radiance >= CLIPPED
+    trust = s.weight[:, None] / (s.radiance + 0.05)
+    color = torch.full((s.count, 3), 0.5, device=gain.device)
+    for _ in range(3):
+        guess = color[s.gaussian] * gain + offset
+        difference = (tone.srgb(guess.clamp(0, 1)) - shown).abs()
+        robust = trust / difference.clamp_min(0.01) * (difference < TRUNCATED)
+        robust = torch.where(clipped & (guess > s.radiance), 0, robust) + 1e-4 * trust
+        top, bottom = s.sum(robust * gain * (s.radiance - offset)), s.sum(robust * gain.square())
+        color = (top / bottom.clamp_min(1e-9)).clamp(0.02, 1.0)
+    guess = color[s.gaussian] * gain + offset
+    difference = (tone.srgb(guess.clamp(0, 1)) - shown).abs().mean(1, keepdim=True).clamp(max=TRUNCATED)
+    total = s.sum(s.weight[:, None])
+    cost = s.sum(s.weight[:, None] * difference) / total.clamp_min(1e-9)
+    return color, torch.where(total > 0, cost, TRUNCATED)[:, 0]
+
+
+def _chosen(better: Tensor, new: Guess, old: Guess) -> Guess:
+    def pick(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(better if a.ndim == 1 else better[:, None], a, b)
+
+    return Guess(**{k: pick(getattr(new, k), getattr(old, k)) for k in vars(new)})
+
+
+def neighbour_means(means: Tensor, normals: Tensor, neighbours: int = 12) -> Tensor:
+    """Sparse [N, N]: the mean over each Gaussian's nearest, itself among them, on its side of the surface."""
+    import numpy as np
+    from scipy.sparse import csr_array
+    from scipy.spatial import KDTree
+
+    from featuresplat.shading.prefilter import to_torch_csr
+
+    xyz = means.detach().cpu().numpy()
+    count = len(xyz)
+    _, near = KDTree(xyz).query(xyz, k=min(neighbours, count), workers=-1)
+    near = near.reshape(count, -1)
+    n = normals.detach().cpu().numpy()
+    weight = np.clip((n[:, None] * n[near]).sum(-1), 0.01, 1).astype(np.float32)
+    weight /= weight.sum(1, keepdims=True)
+    rows = np.repeat(np.arange(count, dtype=np.int32), near.shape[1])
+    matrix = csr_array((weight.reshape(-1), (rows, near.reshape(-1).astype(np.int32))), (count, count))
+    return to_torch_csr(matrix).to(means.device)

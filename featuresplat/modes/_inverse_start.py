@@ -1,0 +1,89 @@
+"""Where the mode `inverse` starts: flat Gaussians along the points' surface, or those of a finished run."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy.spatial import KDTree
+from torch import Tensor
+from torch.nn import Parameter
+
+from featuresplat import modes
+from featuresplat.errors import FeaturesplatError
+from featuresplat.geometry import quat_to_rotmat, rotmat_to_quat
+from featuresplat.io.scene_folder import read_scene_folder
+
+NEIGHBOURS = 12
+FEWEST = 100
+"""Points that make a box."""
+THIN = 0.02
+
+
+@torch.no_grad()
+def oriented(params: dict[str, Parameter]) -> None:
+    """Turn fresh Gaussians so that their third axis is the normal of the points around them, and flatten them."""
+    means = params["means"]
+    if len(means) > NEIGHBOURS:
+        xyz = means.detach().cpu().double().numpy()
+        _, near = KDTree(xyz).query(xyz, k=NEIGHBOURS, workers=-1)
+        around = torch.from_numpy(xyz[near])
+        around = around - around.mean(1, keepdim=True)
+        _, vectors = torch.linalg.eigh(around.transpose(1, 2) @ around)  # columns, smallest variance first
+        frame = torch.stack([vectors[..., 1], vectors[..., 2], vectors[..., 0]], dim=-1)
+        frame[..., 0] *= torch.linalg.det(frame)[:, None].sign()
+        params["quats"].copy_(rotmat_to_quat(frame).to(means))
+    scales = params["log_scales"]
+    scales[:, 2] = scales[:, :2].amin(1) + math.log(THIN)
+
+
+def started(inputs: modes.ModeInputs) -> dict[str, Tensor]:
+    """The Gaussians of ``config.inverse.start`` in the training frame, third axis the shortest, flattened.
+
+    Raises:
+        FeaturesplatError: no finished run there.
+    """
+    path = inputs.config.inverse.start
+    assert path is not None
+    g = read_scene_folder(path).gaussians
+    degree = inputs.config.model.sh_degree
+    if g.sh_degree != degree:
+        raise FeaturesplatError(
+            f"{path}: has spherical harmonics of degree {g.sh_degree}, the configuration asks for {degree}",
+            f"Add --model.sh-degree {g.sh_degree}.",
+        )
+    frame = inputs.frame
+    means = ((g.means.double() - frame.center) * frame.scale).float()
+    log_scales = g.log_scales + math.log(frame.scale)
+    order = log_scales.argsort(1, descending=True)
+    axes = quat_to_rotmat(g.quats).gather(2, order[:, None].expand(-1, 3, -1))
+    axes[..., 0] *= torch.linalg.det(axes)[:, None].sign()
+    log_scales = log_scales.gather(1, order)
+    log_scales[:, 2] = log_scales[:, 1] + math.log(THIN)
+    box = points_box(inputs) if inputs.config.inverse.background != "none" else None
+    kept = torch.ones(len(means), dtype=torch.bool) if box is None else inside(means, box.cpu())
+    tensors = {
+        "means": means,
+        "quats": rotmat_to_quat(axes),
+        "log_scales": log_scales,
+        "logit_opacities": g.logit_opacities,
+        "sh0": g.sh0,
+        "shN": g.shN,
+    }
+    return {k: v[kept].to(inputs.device).contiguous() for k, v in tensors.items()}
+
+
+def points_box(inputs: modes.ModeInputs) -> Tensor | None:
+    """[2, 3] the box of the data's points with a margin; beyond it lies what the light replaces. None: no points."""
+    if inputs.points is None or len(inputs.points) < FEWEST:
+        return None
+    xyz = inputs.points.xyz.cpu().numpy()
+    low, high = (torch.from_numpy(np.quantile(xyz, q, axis=0)).float() for q in (0.002, 0.998))
+    margin = 0.1 * (high - low).max()
+    return torch.stack([low - margin, high + margin]).to(inputs.device)
+
+
+def inside(means: Tensor, box: Tensor) -> Tensor:
+    """[N] bool."""
+    return ((means > box[0]) & (means < box[1])).all(1)

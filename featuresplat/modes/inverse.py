@@ -1,0 +1,483 @@
+"""A scene of materials under a light: progressive radiance distillation.
+
+The photograph is I = a I_phy + (1 - a) I_raw: a physical model, shaded per pixel from splatted parameters, and the
+radiance field that explains whatever it cannot. The progress a, a number per Gaussian, begins near 0, so that the
+radiance carries the image while the physical model is far off, and rises where that model comes to agree; where it
+cannot (light paths that it does not know), a stays low and nothing leaks into the materials. Where I_raw has converged,
+the stationary progress is clip(1 - |I_phy - I| / (2 mask_weight), 0, 1).
+
+Stages: radiance; specular (all metal, rough and white at first); diffuse (metallic set free; shadows and reflected
+light baked); joint (progress slower). Gaussians are flat: their normal is the shortest axis.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn import functional as F
+
+from featuresplat import modes, raster
+from featuresplat.errors import FeaturesplatError
+from featuresplat.modes import _inverse_pixels as px
+from featuresplat.modes import _inverse_solve as solve
+from featuresplat.modes import static
+from featuresplat.modes._inverse_light import DAMPED, EVERY, FittedLight
+from featuresplat.modes._inverse_start import inside, oriented, points_box, started
+from featuresplat.shading import cubemap, occlusion, tone, transfer
+from featuresplat.shading.deferred import Lighting, Received, shade
+from featuresplat.shading.progress import objective, stationary
+from featuresplat.types import Gaussians, RenderOutput
+
+RADIANCE, SPECULAR, DIFFUSE, JOINT = range(4)
+MIRROR = 0.12
+"""Roughness of what the specular stage takes for mirrors, at its beginning."""
+WIDEST = 0.05
+"""Largest standard deviation, in units of the camera extent: wider ones would stand in for the sky."""
+FLAT = 0.02
+"""Thickness of a Gaussian as a share of its shorter axis."""
+REFRESH = 100
+"""Steps between two looks at which way the normals point."""
+MATERIALS = {"base_color": 3, "roughness": 1, "metallic": 1, "progress": 1}
+"""Logits per Gaussian, and their channels."""
+
+
+class Mode(static.Mode):
+    """Gaussians with materials, and the light around them, in the training frame."""
+
+    def __init__(self, inputs: modes.ModeInputs):
+        config = inputs.config.inverse
+        _check(config)
+        if config.start is not None:
+            modes.Mode.__init__(self, inputs)
+            self.gaussian_params = {k: Parameter(v) for k, v in started(inputs).items()}
+        else:
+            super().__init__(inputs)
+            oriented(self.gaussian_params)
+        means = self.gaussian_params["means"]
+        for name, channels in MATERIALS.items():
+            self.gaussian_params[name] = Parameter(means.new_zeros(len(means), channels))
+        first = _first_light(inputs)
+        self.light = FittedLight(config.light_size, first, inputs.device, config.white_weight, config.even_weight)
+        self.extra_params = self.light.params
+        self.on_environment = _on_environment(inputs)
+        self.box = points_box(inputs) if self.on_environment else None
+        self.stage = RADIANCE
+        self.sides: Tensor | None = None
+        self.baked: _Baked | None = None
+        self._view: dict[str, Any] = {}
+
+    def at(self, time: float | None = None) -> Gaussians:
+        return Gaussians(**{k: v for k, v in self.gaussian_params.items() if k not in MATERIALS})
+
+    # What the optimiser is told
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        c = self.config.inverse
+        rates = {"progress": c.progress_lr} | {k: c.material_lr for k in MATERIALS if k != "progress"}
+        gaussians = {k: v for k, v in self.gaussian_params.items() if k not in MATERIALS}
+        everything, self.gaussian_params = self.gaussian_params, gaussians
+        groups = super().parameter_groups()
+        self.gaussian_params = everything
+        groups += [{"name": k, "params": [everything[k]], "lr": rates[k]} for k in MATERIALS]
+        return groups + [{"name": k, "params": [p], "lr": c.light_lr} for k, p in self.extra_params.items()]
+
+    def rates(self, progress: float) -> dict[str, float]:
+        c, stage = self.config.inverse, self._stage_at(progress)
+        last = c.stages[-1]
+        fade = 1.0 if progress < last else 0.1 ** ((progress - last) / max(1 - last, 1e-9))
+        return {
+            "base_color": c.material_lr * fade,
+            "roughness": c.material_lr * fade,
+            "metallic": c.material_lr * fade if stage >= DIFFUSE else 0.0,
+            # Which Gaussians are mirrors was measured; the specular stage does not question it.
+            "progress": c.progress_lr * {SPECULAR: 0.0, JOINT: 0.25}.get(stage, 1.0),
+        } | {k: c.light_lr * fade * DAMPED**level for level, k in enumerate(self.extra_params)}
+
+    def _stage_at(self, progress: float) -> int:
+        return sum(progress >= share and share < 1 for share in self.config.inverse.stages)
+
+    # The steps
+
+    def before_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        stage = self._stage_at(step / max(self.config.steps - 1, 1))
+        if stage != self.stage:
+            self.stage = stage
+            self._enter(stage, optimizer)
+        if self.stage != RADIANCE and step % EVERY == 0:
+            self.light.pull()
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
+        super().after_step(step, optimizer, generator)
+        with torch.no_grad():
+            scales = self.gaussian_params["log_scales"]
+            scales[:, :2].clamp_(max=math.log(WIDEST))
+            scales[:, 2] = scales[:, :2].amin(1) + math.log(FLAT)
+            if self.box is not None and step % REFRESH == 0 and self.stage == RADIANCE:
+                means, logits = self.gaussian_params["means"], self.gaussian_params["logit_opacities"]
+                logits[~inside(means, self.box)] = -8.0  # densification takes them for dead and moves them
+        if self.stage != RADIANCE:
+            if self.light.moved:
+                self.light.filter()
+            if step % REFRESH == 0:
+                self._orient()
+
+    @torch.no_grad()
+    def _enter(self, stage: int, optimizer: torch.optim.Optimizer) -> None:
+        """What changes at the beginning of a stage."""
+        if stage == SPECULAR:
+            self._fill_unseen_light()
+            self._orient()
+            self._bake()
+            self._begin_specular()
+        if stage == DIFFUSE:
+            self._orient()
+            self._begin_diffuse()
+        if stage == JOINT:
+            self._orient()
+            self._bake()
+
+    def _begin_specular(self) -> None:
+        """Mirrors first: what changes much from view to view is metal, and lights up the environment."""
+        p, g = self.gaussian_params, self.at().detach()
+        assert self.sides is not None
+        occluders = self.baked.occluders if self.baked is not None else None
+        views = self._views()
+        vivid = solve.vividness(solve.lifted(g, self.sides, views, occluders))
+        vivid = ((vivid - solve.VIVID) / solve.VIVID).clamp(0, 1)
+        cube, color = solve.projected(g, self.sides, vivid, views, occluders, self.light.cube())
+        self.light.set(cube.clamp_min(1e-3).log())
+        self.light.filter()
+        p["base_color"].copy_(_logit(color))
+        p["roughness"].fill_(float(_logit(torch.tensor(MIRROR))))
+        p["metallic"].fill_(5.0)
+        p["progress"].copy_(_logit(0.5 * vivid)[:, None])
+
+    def _begin_diffuse(self) -> None:
+        """Every Gaussian takes the material that explains it best under the light found so far."""
+        p, g = self.gaussian_params, self.at().detach()
+        assert self.sides is not None
+        occluders = self.baked.occluders if self.baked is not None else None
+        samples = solve.lifted(g, self.sides, self._views(), occluders)
+        near = solve.neighbour_means(g.means, self.sides)
+        guess = solve.searched(
+            samples, self.light, self._received(self.sides), None if self.baked is None else self.baked.cells, near
+        )
+        p["base_color"].copy_(_logit(guess.base_color))
+        p["roughness"].copy_(_logit(guess.roughness[:, None]))
+        p["metallic"].copy_(_logit(guess.metallic[:, None].clamp(0.1, 0.9)))
+        p["progress"].copy_(_logit(0.5 * stationary(guess.residual[:, None], self.config.inverse.mask_weight)[:, None]))
+
+    def _views(self) -> solve.Views:
+        data, inputs = self.inputs.dataset, self.inputs
+        assert data is not None
+        return solve.Views(
+            inputs.cameras,
+            lambda i: data.image(data.train[i]),
+            inputs.device,
+            settings=self.settings,
+            backend=self.config.backend,
+        )
+
+    @torch.no_grad()
+    def _orient(self) -> None:
+        """Let the normals point to where the Gaussians are seen from, weighted by how much they show."""
+        g, cameras = self.at(), self.inputs.cameras
+        axes, total = px.shortest_axes(g.quats, g.log_scales), g.means.new_zeros(len(g))
+        side = g.means.new_zeros(len(g))
+        for i in range(0, len(cameras), max(1, len(cameras) // 48)):
+            shown = raster.contributions(
+                g.means, g.quats, g.scales, g.opacities, *_matrices(cameras[i], g.means), *cameras.sizes[i],
+                settings=self.settings, backend=self.config.backend,
+            )  # fmt: skip
+            towards = F.normalize(cameras[i].positions.to(g.means) - g.means, dim=-1)
+            side += shown.sums[0] * (axes * towards).sum(1)
+            total = torch.maximum(total, shown.maxima[0])
+        self.sides = torch.where(side[:, None] < 0, -axes, axes)
+        self.shown = total
+
+    @torch.no_grad()
+    def _bake(self) -> None:
+        """Which light reaches whom, from where the Gaussians are now."""
+        if not self.config.inverse.shadows:
+            return
+        g = self.at()
+        assert self.sides is not None
+        named = {"means": g.means, "quats": g.quats, "scales": g.scales, "opacities": g.opacities, "colors": g.colors}
+        self.baked = _Baked({**named, "sides": self.sides, "shown": self.shown})
+
+    # The image
+
+    def render(self, view: modes.View) -> RenderOutput:
+        g = self.at(view.time)
+        centre, rays = px.view_rays(view.viewmat, view.K, view.width, view.height)
+        towards = centre - g.means.detach()
+        normals = px.shortest_axes(g.quats, g.log_scales)
+        normals = px.facing(normals, towards if self.sides is None else self.sides)
+        if self.stage == RADIANCE:
+            z = (g.means * view.viewmat[2, :3]).sum(1, keepdim=True) + view.viewmat[2, 3]
+            features = torch.cat([normals, px.plane_distances(g.means, normals, centre), z, z * z], 1)
+        else:
+            share = 1.0 if self.stage == SPECULAR else self.config.inverse.normal_gradient
+            features = self._features(_damped(normals, share))
+        out = raster.rasterize(
+            g.means,
+            g.quats,
+            g.scales,
+            g.opacities,
+            g.sh,
+            view.viewmat[None],
+            view.K[None],
+            view.width,
+            view.height,
+            features=features,
+            sh_degree=min(view.sh_degree, g.sh_degree),
+            geometry_grad="full" if self.stage == RADIANCE else "rgb",
+            absgrad=view.absgrad,
+            settings=self.settings,
+            backend=self.config.backend,
+        )
+        assert out.rgb is not None
+        assert out.features is not None
+        rgb = out.rgb[0]
+        behind = self._behind(view, out.alpha[0], rays)
+        out.rgb = (rgb + behind)[None]
+        self._view = {"centre": centre, "rays": rays}
+        if self.stage != RADIANCE:
+            self._view |= self._distil(out, rgb.detach(), behind.detach(), view.step)
+        return out
+
+    def _distil(self, out: RenderOutput, raw: Tensor, behind: Tensor, step: int) -> dict[str, Any]:
+        """The physical model at some of the pixels, and its mixture with the radiance.
+
+        The radiance answers to the photograph by itself and is constant here: if it could make up for the physical
+        model's errors, the progress would never hear of them.
+        """
+        assert out.features is not None
+        rows = px.surface_rows(out.alpha)
+        if len(rows) > self.config.inverse.pixels:
+            draw = torch.Generator().manual_seed(hash((self.config.seed, step)) & 0x7FFFFFFF)
+            rows = rows[torch.randperm(len(rows), generator=draw)[: self.config.inverse.pixels].to(rows.device)]
+        view = self._view
+        # Features do not move geometry here, so what they are divided by must not either.
+        alpha = out.alpha[0].detach()
+        pixels = px.pixels_of(out.features[0], alpha, out.depth[0], view["centre"], view["rays"], rows)
+        diffuse, specular = shade(pixels.surface, pixels.received, self._lighting())
+        shown = tone.display(diffuse + specular, self.config.inverse.tone)
+        a = pixels.progress if self.config.inverse.progress else torch.ones_like(pixels.progress)
+        rest = raw.reshape(-1, 3)[rows], behind.reshape(-1, 3)[rows]
+        return {"pixels": pixels, "mixed": a * pixels.alpha * shown + (1 - a) * rest[0] + rest[1]}
+
+    def _lighting(self) -> Lighting:
+        assert self.light.atlas is not None
+        if self.baked is None:
+            return Lighting(self.light.prefilter, self.light.atlas)
+        return Lighting(self.light.prefilter, self.light.atlas, self.baked.occluders, self.baked.cells)
+
+    def _features(self, normals: Tensor) -> Tensor:
+        """[N, CHANNELS] what is splatted for shading."""
+        p = [self.gaussian_params[k].sigmoid() for k in MATERIALS]
+        return torch.cat([*p, normals, self._diffuse_light(normals)], 1)
+
+    def _diffuse_light(self, normals: Tensor) -> Tensor:
+        """[N, 7] direct and reflected irradiance / pi, and openness."""
+        if self.light.directions is None:
+            ones = normals.new_ones(len(normals), 1)
+            return torch.cat([torch.zeros_like(normals), torch.zeros_like(normals), ones], 1)
+        r = self._received(normals)
+        return torch.cat([r.direct, r.reflected, r.openness[:, None]], 1)
+
+    def _received(self, normals: Tensor) -> Received:
+        """The diffuse light at every Gaussian; differentiable in the light, and in the normals without shadows."""
+        sky, baked = self.light.directions, self.baked
+        assert sky is not None
+        if baked is None:
+            return Received(transfer.open_sky(normals) @ sky, torch.zeros_like(normals), torch.ones_like(normals[:, 0]))
+        return Received(baked.transfer.sky @ sky, baked.reflected, baked.open)
+
+    def _behind(self, view: modes.View, alpha: Tensor, rays: Tensor) -> Tensor:
+        """[H, W, 3] what shines through where Gaussians leave room."""
+        through = 1 - alpha
+        if not self.on_environment:
+            return through * view.background if view.background is not None else torch.zeros_like(rays)
+        rows = (through.detach().reshape(-1) > 0.01).nonzero()[:, 0]
+        dirs = rays.reshape(-1, 3)[rows]
+        radiance = self.light.seen(dirs)
+        shown = tone.display(radiance, self.config.inverse.tone) * through.reshape(-1, 1)[rows]
+        return px.spread(shown, rows, view.height, view.width)
+
+    # What it is held to
+
+    def losses(self, out: RenderOutput, batch: modes.Batch) -> dict[str, Tensor]:
+        c, terms = self.config.inverse, super().losses(out, batch)
+        assert out.features is not None
+        features, alpha, depth = out.features[0], out.alpha[0], out.depth[0]
+        late = self.stage != RADIANCE
+        if c.normal_weight:
+            splatted = features[..., 6:9] if late else features[..., :3]
+            z = depth[..., 0].detach() if late else depth[..., 0]
+            if not late:
+                z = px.plane_depth(splatted, features[..., 3:4], self._view["rays"], z)
+            given = px.depth_normals(z, self._view["centre"], self._view["rays"])
+            agree = (given * splatted).sum(-1)
+            terms["normal"] = c.normal_weight * (alpha[..., 0].detach() - agree)[1:-1, 1:-1].mean()
+        if not late:
+            if c.spread_weight:
+                a = alpha.clamp_min(1e-4)
+                mean, square = features[..., 4:5] / a, features[..., 5:6] / a
+                terms["spread"] = (
+                    c.spread_weight
+                    * (alpha * (square - mean**2).clamp_min(0) / mean.detach().clamp_min(1e-3) ** 2).mean()
+                )
+            return terms
+        pixels: px.Pixels = self._view["pixels"]
+        truth = batch.truth.reshape(-1, 3)[pixels.rows]
+        mixed = self._view["mixed"]
+        if batch.mask is not None:
+            used = batch.mask.reshape(-1)[pixels.rows]
+            mixed, truth = mixed[used], truth[used]
+        terms |= objective(mixed, truth, pixels.progress if c.progress else None, c.mask_weight, c.fit)
+        if c.smooth_weight:
+            maps = features[..., 3:5] / alpha.detach().clamp_min(px.LEAST_ALPHA)
+            terms["smooth"] = c.smooth_weight * _edge_aware(maps, batch.truth, alpha[..., 0].detach() > 0.5)
+        return terms
+
+    @torch.no_grad()
+    def _fill_unseen_light(self) -> None:
+        """Texels that no view saw past the Gaussians are as bright as the mean of those that were seen."""
+        if not self.on_environment:
+            return
+        g, logs = self.at(), self.light.log_radiance()
+        size = self.light.size
+        seen = logs.new_zeros(6 * size * size)
+        for i in range(len(self.inputs.cameras)):
+            camera = self.inputs.cameras[i]
+            viewmat, K = _matrices(camera, g.means)
+            out = raster.rasterize(
+                g.means, g.quats, g.scales, g.opacities, None, viewmat, K, camera.width, camera.height,
+                settings=self.settings, backend=self.config.backend,
+            )  # fmt: skip
+            _, rays = px.view_rays(viewmat[0], K[0], camera.width, camera.height)
+            face, s, t = cubemap.locate(rays.reshape(-1, 3))
+            col, row = (s * size).long().clamp(0, size - 1), (t * size).long().clamp(0, size - 1)
+            seen.index_add_(0, (face * size + row) * size + col, (1 - out.alpha.reshape(-1)).clamp_min(0))
+        seen = (seen > 0.5).reshape(6, size, size)
+        if bool(seen.any()):
+            logs[~seen] = logs[seen].exp().mean(0).log()
+            self.light.set(logs)
+
+    # What outlives it
+
+    def buffers(self) -> dict[str, Tensor]:
+        out = {"stage": torch.tensor(self.stage)}
+        if self.sides is not None:
+            out |= {"sides": self.sides, "shown": self.shown}
+        out |= {f"gathered.{k}": v for k, v in self.light.gathered().items()}
+        if self.baked is not None:
+            out |= {f"baked.{k}": v for k, v in self.baked.source.items()}
+        return out
+
+    def load_buffers(self, buffers: dict[str, Tensor]) -> None:
+        here = {k: v.to(self.inputs.device) for k, v in buffers.items()}
+        self.stage = int(here["stage"])
+        if "sides" in here:
+            self.sides, self.shown = here["sides"], here["shown"]
+        if self.stage != RADIANCE:
+            self.light.restore({k.removeprefix("gathered."): v for k, v in here.items() if k.startswith("gathered.")})
+        source = {k.removeprefix("baked."): v for k, v in here.items() if k.startswith("baked.")}
+        if source:
+            self.baked = _Baked(source)
+
+    @torch.no_grad()
+    def state(self) -> dict[str, Tensor]:
+        g = self.at()
+        p = {k: self.gaussian_params[k].detach().sigmoid() for k in MATERIALS}
+        normals = px.shortest_axes(g.quats, g.log_scales)
+        out = {**p, "normal": normals if self.sides is None else px.facing(normals, self.sides)}
+        out["shown"] = torch.ones_like(g.logit_opacities) if self.sides is None else self.shown
+        light = self._diffuse_light(normals).split([3, 3, 1], 1)
+        out |= dict(zip(("direct", "reflected", "openness"), light, strict=True))
+        if self.stage == RADIANCE:
+            out["progress"] = torch.zeros_like(out["progress"])
+        elif not self.config.inverse.progress:
+            out["progress"] = torch.ones_like(out["progress"])
+        scene = {"light": self.light.cube(), "environment": torch.tensor(self.on_environment)}
+        return {f"gaussian.{k}": v.clone() for k, v in out.items()} | scene
+
+
+class _Baked:
+    """Occluders and what they let through, as the Gaussians were when they were baked.
+
+    Attributes:
+        source: what it was baked from; a resumed run bakes from the same.
+    """
+
+    def __init__(self, source: dict[str, Tensor]):
+        self.source = {k: v.detach().clone() for k, v in source.items()}
+        s = self.source
+        self.occluders = occlusion.build(s["means"], s["quats"], s["scales"], s["opacities"], s["shown"])
+        self.transfer = transfer.bake(s["means"], s["sides"], self.occluders)
+        # What the surroundings send out is what the photographs show of them.
+        self.cells = self.occluders.means_of(tone.linear(s["colors"].clamp(0, 1)))
+        self.reflected = self.transfer.reflected(self.cells)
+        self.open = self.transfer.sky.sum(1)
+
+
+def _check(config) -> None:
+    shares = config.stages
+    if len(shares) != 3 or not 0 <= shares[0] <= shares[1] <= shares[2] <= 1:
+        raise FeaturesplatError(
+            f"inverse.stages: expected three growing shares in 0..1, got {list(shares)}", "For example 0.45 0.55 0.85."
+        )
+
+
+def _on_environment(inputs: modes.ModeInputs) -> bool:
+    wanted, data = inputs.config.inverse.background, inputs.dataset
+    if wanted != "auto" or data is None:
+        return wanted != "none"
+    return data.alpha(data.train[0]) is None
+
+
+def _first_light(inputs: modes.ModeInputs) -> Tensor:
+    """A grey light: the mean radiance of the first photographs."""
+    data = inputs.dataset
+    if data is None:
+        return torch.tensor(0.5, device=inputs.device)
+    some = data.train[:: max(1, len(data.train) // 8)]
+    mean = torch.stack([tone.linear(data.image(i).float() / 255).mean() for i in some]).mean()
+    return mean.clamp_min(0.05).to(inputs.device)
+
+
+def _matrices(camera, like: Tensor) -> tuple[Tensor, Tensor]:
+    return camera.viewmats.to(like), camera.Ks.to(like)
+
+
+def _logit(values: Tensor) -> Tensor:
+    return torch.logit(values.clamp(0.01, 0.99))
+
+
+def _damped(values: Tensor, share: float) -> Tensor:
+    """The same values, of whose gradient only a share passes."""
+    return values.detach() + share * (values - values.detach())
+
+
+def _edge_aware(maps: Tensor, image: Tensor, valid: Tensor) -> Tensor:
+    """Mean absolute difference of neighbours in [H, W, C] maps, less where the image [H, W, 3] changes."""
+    total = maps.new_zeros(())
+    for axis in (0, 1):
+        n = maps.shape[axis]
+        a, b = maps.narrow(axis, 0, n - 1), maps.narrow(axis, 1, n - 1)
+        edge = (image.narrow(axis, 0, n - 1) - image.narrow(axis, 1, n - 1)).abs().mean(-1)
+        both = valid.narrow(axis, 0, n - 1) & valid.narrow(axis, 1, n - 1)
+        weight = torch.exp(-20 * edge) * both
+        total = total + (weight[..., None] * (a - b).abs()).sum() / valid.numel()
+    return total
+
+
+# What a finished scene is asked (see `featuresplat.modes`).
+from featuresplat.modes._inverse_scene import KINDS as KINDS  # noqa: E402
+from featuresplat.modes._inverse_scene import picture as picture  # noqa: E402
+from featuresplat.modes._inverse_scene import render as render  # noqa: E402
