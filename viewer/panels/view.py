@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from featuresplat.controls import Button, Check, Choice, Color, Group, Note, Panel, Ramp, Slider, Swatches
@@ -155,19 +156,12 @@ def _mouse(s: Any) -> str:
 
 
 def _set_mouse(s: Any, mouse: str) -> None:
-    camera, extent = s.client.camera, s.app.extent
+    camera, extent, pose = s.client.camera, s.app.extent, s.pose()
     s.look.extra["mouse"] = mouse
-    if mouse == FLY:
-        # A very short way to the point that the camera turns about: it turns on the spot.
-        position, forward = camera.position, s.pose().forward
-        camera.min_orbit_distance = 1e-4 * extent
-        camera.max_orbit_distance = 2e-3 * extent
-        camera.look_at = position + 1e-3 * extent * forward
-    else:
-        camera.max_orbit_distance = 1e4 * extent
-        pose = s.pose()
-        camera.look_at = camera.position + s.app.reach(pose.camera()) * pose.forward
-        camera.min_orbit_distance = 1e-3 * extent
+    # Fly: a very short way to the point that the camera turns about, so that it turns on the spot.
+    reach = 2e-3 * extent if mouse == FLY else s.app.reach(pose.camera())
+    camera.min_orbit_distance = (1e-4 if mouse == FLY else 1e-3) * extent
+    camera.look_at = np.asarray(pose.position) + reach * pose.forward
 
 
 def _crop_slider(axis: int, end: int, label: str, low: list[float], high: list[float]) -> Slider:
