@@ -15,7 +15,7 @@ demo: setup
 	$(BIN)/featuresplat demo
 
 test: setup lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --reruns 2
 
 lint: setup
 	$(BIN)/ruff check .

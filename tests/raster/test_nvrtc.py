@@ -355,7 +355,8 @@ def test_every_kernel_compiles_and_none_spills(arch, monkeypatch):
     monkeypatch.syspath_prepend(str(HERE.parents[1] / "scripts"))
     cubins = importlib.import_module("cubins")
     usages = cubins.examine((arch,), threads=2)
-    assert {u.kernel for u in usages} >= {"project", "blend", "blend_backward", "lift"}
+    # Without matrix units lifting has kernels of its own.
+    assert {u.kernel for u in usages} >= {"project", "blend", "blend_backward", "lift" if arch >= 80 else "lift_pixels"}
     assert [f"{u.kernel} {dict(u.constants)}" for u in cubins.spilling(usages)] == []
     assert all(1 <= u.registers <= 255 for u in usages)
 

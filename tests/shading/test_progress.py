@@ -18,14 +18,16 @@ def test_stationary_progress_is_where_the_objective_rests():
     physical = truth + residual[:, None] * torch.tensor([1.0, -1.0, 1.0])
     a = torch.full((8, 1), 0.5, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.SGD([a], lr=2.0)
-    for _ in range(3000):
+    for k in range(3000):
+        # Shorter and shorter steps: at a = 0 the slope of |a r| is taken as 0, and a step leads away again.
+        optimizer.param_groups[0]["lr"] = 2.0 / (1 + k / 100)
         optimizer.zero_grad()
         sum(objective(a * physical + (1 - a) * truth, truth, a, WEIGHT).values()).backward()
         optimizer.step()
         a.data.clamp_(0, 1)
     want = stationary(physical - truth, WEIGHT)
     torch.testing.assert_close(want, (1 - residual / 0.16).clamp(0, 1))
-    torch.testing.assert_close(a.detach()[:, 0], want, atol=1e-6, rtol=0)
+    torch.testing.assert_close(a.detach()[:, 0], want, atol=2e-3, rtol=0)
 
 
 def scene(seed: int):
