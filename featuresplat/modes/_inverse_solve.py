@@ -94,10 +94,11 @@ def lifted(g, normals: Tensor, views: Views, occluders: Occluders | None) -> Sam
     """
     parts = []
     for i in views.chosen:
+        viewmat, K = views.matrices(i)
+        width, height = views.cameras.sizes[i]
         sums, weights = raster.lift(
-            g.means, g.quats, g.scales, g.opacities, *views.matrices(i), *views.cameras.sizes[i],
-            views.image(i)[None], **views.options,
-        )  # fmt: skip
+            g.means, g.quats, g.scales, g.opacities, viewmat, K, width, height, views.image(i)[None], **views.options
+        )
         view = F.normalize(views.cameras[i].positions.to(g.means) - g.means, dim=1)
         cosine = (view * normals).sum(1)
         seen = ((weights > SHOWN) & (cosine > 0.15)).nonzero()[:, 0]

@@ -38,7 +38,15 @@ class Surface:
     position: Tensor | None = None
 
     def __getitem__(self, rows) -> Surface:
-        return Surface(**{k: None if v is None else v[rows] for k, v in vars(self).items()})
+        position = None if self.position is None else self.position[rows]
+        return Surface(
+            self.normal[rows],
+            self.view[rows],
+            self.base_color[rows],
+            self.roughness[rows],
+            self.metallic[rows],
+            position,
+        )
 
     def brdf(self, light: Tensor) -> Tensor:
         """[P, S, 3] towards the view, for light from [P, S, 3]: diffuse and compensated specular."""

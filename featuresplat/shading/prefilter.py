@@ -69,10 +69,12 @@ class Operator:
 
 def to_torch_csr(matrix: csr_array) -> Tensor:
     matrix.sort_indices()
-    parts = [torch.from_numpy(np.ascontiguousarray(p)) for p in (matrix.indptr, matrix.indices, matrix.data)]
+    indptr, indices, data = (
+        torch.from_numpy(np.ascontiguousarray(a)) for a in (matrix.indptr, matrix.indices, matrix.data)
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse")
-        return torch.sparse_csr_tensor(*parts, matrix.shape, check_invariants=True)
+        return torch.sparse_csr_tensor(parts[0], parts[1], parts[2], matrix.shape, check_invariants=True)
 
 
 class _Product(torch.autograd.Function):
