@@ -74,7 +74,7 @@ def to_torch_csr(matrix: csr_array) -> Tensor:
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse")
-        return torch.sparse_csr_tensor(parts[0], parts[1], parts[2], matrix.shape, check_invariants=True)
+        return torch.sparse_csr_tensor(indptr, indices, data, matrix.shape, check_invariants=True)
 
 
 class _Product(torch.autograd.Function):
