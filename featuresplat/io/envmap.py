@@ -237,7 +237,7 @@ def _read_npy(path: Path) -> np.ndarray:
 
 def _openexr():
     try:
-        import OpenEXR
+        import OpenEXR  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise FeaturesplatError(
             "OpenEXR files need the package OpenEXR", 'pip install "featuresplat[inverse]", or convert the map to .npy.'
