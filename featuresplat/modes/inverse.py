@@ -18,18 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn import functional as F
 
 from featuresplat import modes, raster
 from featuresplat.errors import FeaturesplatError
+from featuresplat.modes import _inverse_looks as looks
 from featuresplat.modes import _inverse_pixels as px
 from featuresplat.modes import _inverse_solve as solve
 from featuresplat.modes import static
 from featuresplat.modes._inverse_light import DAMPED, EVERY, FittedLight
+from featuresplat.modes._inverse_looks import Baked
+from featuresplat.modes._inverse_losses import shading_terms, surface_terms
 from featuresplat.modes._inverse_start import inside, oriented, points_box, started
-from featuresplat.shading import cubemap, occlusion, tone, transfer
+from featuresplat.shading import tone, transfer
 from featuresplat.shading.deferred import Lighting, Received, shade
-from featuresplat.shading.progress import objective, stationary
+from featuresplat.shading.progress import stationary
 from featuresplat.types import Gaussians, RenderOutput
 
 RADIANCE, SPECULAR, DIFFUSE, JOINT = range(4)
@@ -67,7 +69,7 @@ class Mode(static.Mode):
         self.box = points_box(inputs) if self.on_environment else None
         self.stage = RADIANCE
         self.sides: Tensor | None = None
-        self.baked: _Baked | None = None
+        self.baked: Baked | None = None
         self._view: dict[str, Any] = {}
 
     def at(self, time: float | None = None) -> Gaussians:
@@ -129,7 +131,8 @@ class Mode(static.Mode):
     def _enter(self, stage: int, optimizer: torch.optim.Optimizer) -> None:
         """What changes at the beginning of a stage."""
         if stage == SPECULAR:
-            self._fill_unseen_light()
+            if self.on_environment:
+                looks.fill_unseen(self.light, self.at().detach(), self._views())
             self._orient()
             self._bake()
             self._begin_specular()
@@ -182,22 +185,8 @@ class Mode(static.Mode):
             backend=self.config.backend,
         )
 
-    @torch.no_grad()
     def _orient(self) -> None:
-        """Let the normals point to where the Gaussians are seen from, weighted by how much they show."""
-        g, cameras = self.at(), self.inputs.cameras
-        axes, total = px.shortest_axes(g.quats, g.log_scales), g.means.new_zeros(len(g))
-        side = g.means.new_zeros(len(g))
-        for i in range(0, len(cameras), max(1, len(cameras) // 48)):
-            shown = raster.contributions(
-                g.means, g.quats, g.scales, g.opacities, *_matrices(cameras[i], g.means), *cameras.sizes[i],
-                settings=self.settings, backend=self.config.backend,
-            )  # fmt: skip
-            towards = F.normalize(cameras[i].positions.to(g.means) - g.means, dim=-1)
-            side += shown.sums[0] * (axes * towards).sum(1)
-            total = torch.maximum(total, shown.maxima[0])
-        self.sides = torch.where(side[:, None] < 0, -axes, axes)
-        self.shown = total
+        self.sides, self.shown = looks.oriented(self.at().detach(), self._views())
 
     @torch.no_grad()
     def _bake(self) -> None:
@@ -207,7 +196,7 @@ class Mode(static.Mode):
         g = self.at()
         assert self.sides is not None
         named = {"means": g.means, "quats": g.quats, "scales": g.scales, "opacities": g.opacities, "colors": g.colors}
-        self.baked = _Baked({**named, "sides": self.sides, "shown": self.shown})
+        self.baked = Baked({**named, "sides": self.sides, "shown": self.shown})
 
     # The image
 
@@ -312,62 +301,10 @@ class Mode(static.Mode):
     # What it is held to
 
     def losses(self, out: RenderOutput, batch: modes.Batch) -> dict[str, Tensor]:
-        c, terms = self.config.inverse, super().losses(out, batch)
-        assert out.features is not None
-        features, alpha, depth = out.features[0], out.alpha[0], out.depth[0]
-        late = self.stage != RADIANCE
-        if c.normal_weight:
-            splatted = features[..., 6:9] if late else features[..., :3]
-            z = depth[..., 0].detach() if late else depth[..., 0]
-            if not late:
-                z = px.plane_depth(splatted, features[..., 3:4], self._view["rays"], z)
-            given = px.depth_normals(z, self._view["centre"], self._view["rays"])
-            agree = (given * splatted).sum(-1)
-            terms["normal"] = c.normal_weight * (alpha[..., 0].detach() - agree)[1:-1, 1:-1].mean()
-        if not late:
-            if c.spread_weight:
-                a = alpha.clamp_min(1e-4)
-                mean, square = features[..., 4:5] / a, features[..., 5:6] / a
-                terms["spread"] = (
-                    c.spread_weight
-                    * (alpha * (square - mean**2).clamp_min(0) / mean.detach().clamp_min(1e-3) ** 2).mean()
-                )
-            return terms
-        pixels: px.Pixels = self._view["pixels"]
-        truth = batch.truth.reshape(-1, 3)[pixels.rows]
-        mixed = self._view["mixed"]
-        if batch.mask is not None:
-            used = batch.mask.reshape(-1)[pixels.rows]
-            mixed, truth = mixed[used], truth[used]
-        terms |= objective(mixed, truth, pixels.progress if c.progress else None, c.mask_weight, c.fit)
-        if c.smooth_weight:
-            maps = features[..., 3:5] / alpha.detach().clamp_min(px.LEAST_ALPHA)
-            terms["smooth"] = c.smooth_weight * _edge_aware(maps, batch.truth, alpha[..., 0].detach() > 0.5)
-        return terms
-
-    @torch.no_grad()
-    def _fill_unseen_light(self) -> None:
-        """Texels that no view saw past the Gaussians are as bright as the mean of those that were seen."""
-        if not self.on_environment:
-            return
-        g, logs = self.at(), self.light.log_radiance()
-        size = self.light.size
-        seen = logs.new_zeros(6 * size * size)
-        for i in range(len(self.inputs.cameras)):
-            camera = self.inputs.cameras[i]
-            viewmat, K = _matrices(camera, g.means)
-            out = raster.rasterize(
-                g.means, g.quats, g.scales, g.opacities, None, viewmat, K, camera.width, camera.height,
-                settings=self.settings, backend=self.config.backend,
-            )  # fmt: skip
-            _, rays = px.view_rays(viewmat[0], K[0], camera.width, camera.height)
-            face, s, t = cubemap.locate(rays.reshape(-1, 3))
-            col, row = (s * size).long().clamp(0, size - 1), (t * size).long().clamp(0, size - 1)
-            seen.index_add_(0, (face * size + row) * size + col, (1 - out.alpha.reshape(-1)).clamp_min(0))
-        seen = (seen > 0.5).reshape(6, size, size)
-        if bool(seen.any()):
-            logs[~seen] = logs[seen].exp().mean(0).log()
-            self.light.set(logs)
+        terms = super().losses(out, batch)
+        if self.stage == RADIANCE:
+            return terms | surface_terms(out, self._view["centre"], self._view["rays"], self.config.inverse)
+        return terms | shading_terms(out, batch, self._view, self.config.inverse)
 
     # What outlives it
 
@@ -389,7 +326,7 @@ class Mode(static.Mode):
             self.light.restore({k.removeprefix("gathered."): v for k, v in here.items() if k.startswith("gathered.")})
         source = {k.removeprefix("baked."): v for k, v in here.items() if k.startswith("baked.")}
         if source:
-            self.baked = _Baked(source)
+            self.baked = Baked(source)
 
     @torch.no_grad()
     def state(self) -> dict[str, Tensor]:
@@ -406,24 +343,6 @@ class Mode(static.Mode):
             out["progress"] = torch.ones_like(out["progress"])
         scene = {"light": self.light.cube(), "environment": torch.tensor(self.on_environment)}
         return {f"gaussian.{k}": v.clone() for k, v in out.items()} | scene
-
-
-class _Baked:
-    """Occluders and what they let through, as the Gaussians were when they were baked.
-
-    Attributes:
-        source: what it was baked from; a resumed run bakes from the same.
-    """
-
-    def __init__(self, source: dict[str, Tensor]):
-        self.source = {k: v.detach().clone() for k, v in source.items()}
-        s = self.source
-        self.occluders = occlusion.build(s["means"], s["quats"], s["scales"], s["opacities"], s["shown"])
-        self.transfer = transfer.bake(s["means"], s["sides"], self.occluders)
-        # What the surroundings send out is what the photographs show of them.
-        self.cells = self.occluders.means_of(tone.linear(s["colors"].clamp(0, 1)))
-        self.reflected = self.transfer.reflected(self.cells)
-        self.open = self.transfer.sky.sum(1)
 
 
 def _check(config) -> None:
@@ -451,10 +370,6 @@ def _first_light(inputs: modes.ModeInputs) -> Tensor:
     return mean.clamp_min(0.05).to(inputs.device)
 
 
-def _matrices(camera, like: Tensor) -> tuple[Tensor, Tensor]:
-    return camera.viewmats.to(like), camera.Ks.to(like)
-
-
 def _logit(values: Tensor) -> Tensor:
     return torch.logit(values.clamp(0.01, 0.99))
 
@@ -462,19 +377,6 @@ def _logit(values: Tensor) -> Tensor:
 def _damped(values: Tensor, share: float) -> Tensor:
     """The same values, of whose gradient only a share passes."""
     return values.detach() + share * (values - values.detach())
-
-
-def _edge_aware(maps: Tensor, image: Tensor, valid: Tensor) -> Tensor:
-    """Mean absolute difference of neighbours in [H, W, C] maps, less where the image [H, W, 3] changes."""
-    total = maps.new_zeros(())
-    for axis in (0, 1):
-        n = maps.shape[axis]
-        a, b = maps.narrow(axis, 0, n - 1), maps.narrow(axis, 1, n - 1)
-        edge = (image.narrow(axis, 0, n - 1) - image.narrow(axis, 1, n - 1)).abs().mean(-1)
-        both = valid.narrow(axis, 0, n - 1) & valid.narrow(axis, 1, n - 1)
-        weight = torch.exp(-20 * edge) * both
-        total = total + (weight[..., None] * (a - b).abs()).sum() / valid.numel()
-    return total
 
 
 # What a finished scene is asked (see `featuresplat.modes`).

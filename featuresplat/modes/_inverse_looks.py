@@ -1,0 +1,69 @@
+"""What the mode `inverse` learns from looking at all training views at once, between its steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from featuresplat import raster
+from featuresplat.modes import _inverse_pixels as px
+from featuresplat.modes._inverse_light import FittedLight
+from featuresplat.modes._inverse_solve import Views
+from featuresplat.shading import cubemap, occlusion, tone, transfer
+from featuresplat.types import Gaussians
+
+
+@torch.no_grad()
+def oriented(g: Gaussians, views: Views) -> tuple[Tensor, Tensor]:
+    """Normals [N, 3] that point to where the Gaussians are seen from, weighted by how much they show, and the most
+    [N] that each shows in a view.
+    """
+    axes, total = px.shortest_axes(g.quats, g.log_scales), g.means.new_zeros(len(g))
+    side = g.means.new_zeros(len(g))
+    for i in views.chosen:
+        shown = raster.contributions(
+            g.means, g.quats, g.scales, g.opacities, *views.matrices(i), *views.cameras.sizes[i], **views.options
+        )
+        towards = F.normalize(views.cameras[i].positions.to(g.means) - g.means, dim=-1)
+        side += shown.sums[0] * (axes * towards).sum(1)
+        total = torch.maximum(total, shown.maxima[0])
+    return torch.where(side[:, None] < 0, -axes, axes), total
+
+
+@torch.no_grad()
+def fill_unseen(light: FittedLight, g: Gaussians, views: Views) -> None:
+    """Texels that no view saw past the Gaussians become as bright as the mean of those that were seen."""
+    logs, size = light.log_radiance(), light.size
+    seen = logs.new_zeros(6 * size * size)
+    for i in range(len(views.cameras)):
+        (viewmat, K), (width, height) = views.matrices(i), views.cameras.sizes[i]
+        out = raster.rasterize(
+            g.means, g.quats, g.scales, g.opacities, None, viewmat, K, width, height, **views.options
+        )
+        _, rays = px.view_rays(viewmat[0], K[0], width, height)
+        face, s, t = cubemap.locate(rays.reshape(-1, 3))
+        col, row = (s * size).long().clamp(0, size - 1), (t * size).long().clamp(0, size - 1)
+        seen.index_add_(0, (face * size + row) * size + col, (1 - out.alpha.reshape(-1)).clamp_min(0))
+    seen = (seen > 0.5).reshape(6, size, size)
+    if bool(seen.any()):
+        logs[~seen] = logs[seen].exp().mean(0).log()
+        light.set(logs)
+
+
+class Baked:
+    """Occluders and what they let through, as the Gaussians were when they were baked.
+
+    Attributes:
+        source: what it was baked from; a resumed run bakes from the same.
+    """
+
+    def __init__(self, source: dict[str, Tensor]):
+        self.source = {k: v.detach().clone() for k, v in source.items()}
+        s = self.source
+        self.occluders = occlusion.build(s["means"], s["quats"], s["scales"], s["opacities"], s["shown"])
+        self.transfer = transfer.bake(s["means"], s["sides"], self.occluders)
+        # What the surroundings send out is what the photographs show of them.
+        self.cells = self.occluders.means_of(tone.linear(s["colors"].clamp(0, 1)))
+        self.reflected = self.transfer.reflected(self.cells)
+        self.open = self.transfer.sky.sum(1)
