@@ -10,7 +10,8 @@ from pathlib import Path
 from featuresplat.errors import FeaturesplatError
 from featuresplat.io.scene_folder import SCENE
 from featuresplat.prompts import language
-from featuresplat.prompts.edits import Edit, Extract, Remove, apply_all, load_edits, save_edits
+from featuresplat.prompts.edit_files import load_edits, save_edits
+from featuresplat.prompts.edits import Edit, Extract, Remove, apply_all
 from featuresplat.prompts.targets import Target
 from featuresplat.scene import Scene
 

@@ -23,7 +23,7 @@ from featuresplat.io.scene_file import write_scene_file
 from featuresplat.io.video import write_video
 from featuresplat.paths import spline
 from featuresplat.prompts import spatial
-from featuresplat.prompts.edits import save_edits
+from featuresplat.prompts.edit_files import save_edits
 from featuresplat.render import file_names
 from featuresplat.scene import Scene
 

@@ -4,5 +4,5 @@
 - `spatial`: points, a box, a brush stroke in one view -> a selection in all views;
 - `instances`: all objects at once; `affinity`: a field in which Gaussians of one object are alike;
 - `selection`: a set of Gaussians; `targets`: how an edit says which Gaussians it means;
-- `edits`: changes as data, with undo and redo; `language`: sentences -> edits, by rules.
+- `edits`: changes as data, with undo and redo, `edit_files` on disk; `language`: sentences -> edits, by rules.
 """

@@ -1,37 +1,30 @@
-"""Changes to a scene as plain data: applied, undone, redone, written to YAML and replayed.
+"""Changes to a scene as plain data: applied, undone and redone. `edit_files` writes them to YAML and reads them.
 
 An edit is a frozen dataclass; ``apply`` gives a new scene that shares what has not changed. A mode module may offer
 further kinds in a dict ``EDITS`` {kind: class}, and a function ``moved(scene, mask, rotation, scale, pivot, translate)
--> mode_state`` where its own tensors have to follow a `Transform`.
+-> mode_state`` where its own tensors have to follow a `Transform`; likewise ``recolored(scene, mask, matrix, offset)``.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
-import types
-import typing
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-import yaml
 from torch import Tensor
 
 from featuresplat import registry
 from featuresplat.errors import FeaturesplatError
 from featuresplat.geometry import quat_multiply, quat_to_rotmat
-from featuresplat.io.atomic import atomic_write_text
 from featuresplat.prompts import _colors, _spherical, pieces
 from featuresplat.prompts.targets import Target
 from featuresplat.types import Gaussians
 
 if TYPE_CHECKING:
     from featuresplat.scene import Scene
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -128,7 +121,10 @@ class Recolor(Edit):
         matrix, offset = self.color_map(g.colors[mask].clamp(0, 1), g.opacities[mask])
         sh0, shN = g.sh0.clone(), g.shN.clone()
         sh0[mask], shN[mask] = _spherical.recolored(g.sh0[mask], g.shN[mask], matrix, offset)
-        return replace(scene, gaussians=replace(g, sh0=sh0, shN=shN))
+        out, module = replace(scene, gaussians=replace(g, sh0=sh0, shN=shN)), registry.load("modes", scene.mode)
+        if hasattr(module, "recolored"):
+            out = replace(out, mode_state=module.recolored(scene, mask, matrix, offset))
+        return out
 
     def color_map(self, colors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The affine map of colours: matrix [3, 3] and offset [3], for colours [M, 3] of these weights [M]."""
@@ -265,36 +261,6 @@ def known_kinds() -> dict[str, type[Edit]]:
     return out
 
 
-def edit_from_dict(values: dict[str, Any]) -> Edit:
-    """The edit of `Edit.to_dict`.
-
-    Raises:
-        FeaturesplatError: an unknown kind or key, or a value of the wrong type.
-    """
-    if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
-        raise FeaturesplatError(
-            f"edit: expected entries with a kind, got {values!r:.80}", "Write kind: remove, for one."
-        )
-    kind = KINDS.get(values["kind"]) or known_kinds().get(values["kind"])
-    if kind is None:
-        close = difflib.get_close_matches(values["kind"], known_kinds(), n=1)
-        hint = f"Perhaps you meant '{close[0]}'. " if close else ""
-        known = ", ".join(known_kinds())
-        raise FeaturesplatError(f"edit: there is no kind '{values['kind']}'", f"{hint}Known: {known}.")
-    hints = typing.get_type_hints(kind)
-    names = [f.name for f in fields(kind)]
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        if key == "kind":
-            continue
-        if key not in names:
-            close = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"Perhaps you meant '{close[0]}'." if close else f"It has {', '.join(names)}."
-            raise FeaturesplatError(f"{kind.kind}: has no '{key}'", hint)
-        out[key] = Target.from_dict(value) if key == "target" else _typed(f"{kind.kind}: {key}", value, hints[key])
-    return kind(**out)
-
-
 class Edited:
     """A scene and the edits done to it. Undo and redo give back the very same tensors."""
 
@@ -363,39 +329,6 @@ def apply_all(scene: Scene, edits: Sequence[Edit], told: Callable[[Edit], None] 
     return scene
 
 
-def save_edits(path: str | Path, edits: Sequence[Edit]) -> None:
-    """Write edits as a YAML file."""
-    content = {"format": FORMAT, "edits": [e.to_dict() for e in edits]}
-    atomic_write_text(Path(path), yaml.safe_dump(content, sort_keys=False, width=10**9))
-
-
-def load_edits(path: str | Path) -> list[Edit]:
-    """Read what `save_edits`, or a person, wrote: ``edits:`` and a list of them, or the list alone.
-
-    Raises:
-        FeaturesplatError: missing, no YAML, or not edits.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FeaturesplatError(f"{path}: there is no such file of edits", "Check the path.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        said = str(error).splitlines()[0]
-        raise FeaturesplatError(
-            f"{path}: is no YAML ({said})", "Write it as 'featuresplat edit --help' shows."
-        ) from None
-    if isinstance(content, dict):
-        if isinstance(content.get("format", 1), int) and content.get("format", 1) > FORMAT:
-            raise FeaturesplatError(
-                f"{path}: is of format {content['format']}; known is {FORMAT}", "Update featuresplat."
-            )
-        content = content.get("edits")
-    if not isinstance(content, list) or not content:
-        raise FeaturesplatError(f"{path}: holds no list of edits", "Write 'edits:' and a list, each with a kind.")
-    return [edit_from_dict(entry) for entry in content]
-
-
 def _rows(scene: Scene, keep: Tensor) -> Scene:
     out = scene.rows(keep)
     pieces.inherit(scene.gaussians.means, out.gaussians.means, keep)
@@ -423,35 +356,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return "(" + ", ".join(f"{v:.3g}" for v in value) + ")"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _typed(what: str, value: Any, hint: Any) -> Any:
-    """A plain value as the type of a field: str, bool, float, int, a tuple of floats, or one of these or None."""
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        hint = next(a for a in typing.get_args(hint) if a is not type(None))
-        origin = typing.get_origin(hint)
-    good = False
-    if origin is tuple:
-        sizes = typing.get_args(hint)
-        good = isinstance(value, (list, tuple)) and (Ellipsis in sizes or len(value) == len(sizes))
-        if good and all(_is_number(v) for v in value):
-            return tuple(float(v) for v in value)
-        good = False
-    elif hint is float:
-        good = _is_number(value)
-        value = float(value) if good else value
-    elif hint is int:
-        good = isinstance(value, int) and not isinstance(value, bool)
-    elif hint in (str, bool):
-        good = isinstance(value, hint)
-    if not good:
-        wanted = getattr(hint, "__name__", str(hint)).replace("float", "number")
-        raise FeaturesplatError(f"{what}: expected {wanted}, got {value!r:.60}", "Mend the edit.")
-    return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -16,7 +16,8 @@ from featuresplat.modes._motion.edits import Echo, Freeze, Retime, understands
 from featuresplat.modes._motion.trace import carry
 from featuresplat.modes._motion.whole import read_whole, write_whole
 from featuresplat.points import gaussians_from_points
-from featuresplat.prompts.edits import Insert, Transform, edit_from_dict, known_kinds
+from featuresplat.prompts.edit_files import edit_from_dict
+from featuresplat.prompts.edits import Insert, Transform, known_kinds
 from featuresplat.prompts.pieces import Pieces, _with_still_parts
 from featuresplat.prompts.selection import Selection
 from featuresplat.prompts.targets import Target

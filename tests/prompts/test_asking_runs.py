@@ -16,7 +16,8 @@ from featuresplat.cli import main
 from featuresplat.errors import FeaturesplatError
 from featuresplat.io.formats import load_gaussians
 from featuresplat.masks_eval import measure_masks, read_masks
-from featuresplat.prompts.edits import Remove, load_edits
+from featuresplat.prompts.edit_files import load_edits
+from featuresplat.prompts.edits import Remove
 from featuresplat.prompts.photographs import full_size_views, view_named
 from featuresplat.prompts.targets import Target
 from featuresplat.query import Prompt, query_scene, slugs_of, views_of

@@ -15,6 +15,7 @@ from featuresplat import registry
 from featuresplat.errors import FeaturesplatError
 from featuresplat.geometry import quat_to_rotmat, sh_bases
 from featuresplat.prompts import _colors, _spherical, edits
+from featuresplat.prompts.edit_files import edit_from_dict, load_edits, save_edits
 from featuresplat.prompts.edits import (
     Duplicate,
     Edit,
@@ -25,9 +26,6 @@ from featuresplat.prompts.edits import (
     Recolor,
     Remove,
     Transform,
-    edit_from_dict,
-    load_edits,
-    save_edits,
 )
 from featuresplat.prompts.selection import Selection
 from featuresplat.prompts.targets import Target, select_text

@@ -7,6 +7,7 @@ from typing import Any
 from featuresplat.controls import Button, Buttons, Check, Color, Group, Note, Number, Panel, Slider, Text
 from featuresplat.errors import FeaturesplatError
 from featuresplat.prompts import language
+from featuresplat.prompts.edit_files import load_edits
 from featuresplat.prompts.edits import (
     Duplicate,
     Edit,
@@ -16,7 +17,6 @@ from featuresplat.prompts.edits import (
     Recolor,
     Remove,
     Transform,
-    load_edits,
 )
 from featuresplat.prompts.selection import Selection
 from featuresplat.prompts.targets import Target
