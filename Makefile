@@ -2,8 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# These read files wrongly after some other test of the suite in the same process, and pass by themselves.
-ALONE := tests/teachers/test_offline.py tests/test_demo_data.py
 .PHONY: setup demo test lint cubins clean
 
 setup: $(VENV)/.ready
@@ -17,8 +15,7 @@ demo: setup
 	$(BIN)/featuresplat demo
 
 test: setup lint
-	$(BIN)/python -m pytest $(ALONE)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --reruns 2 $(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff check .

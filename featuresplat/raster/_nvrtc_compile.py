@@ -150,10 +150,11 @@ def compile_file(
 def _read(module: Any, program: Any, get: str, size: str) -> bytes:
     status, count = getattr(module, size)(program)
     _check(status, size)
-    buffer = b" " * count
+    # NVRTC writes into this object. Never a single byte: Python keeps one b" " for everybody, and it would become b"\0".
+    buffer = bytes(max(count, 2))
     (status,) = getattr(module, get)(program, buffer)
     _check(status, get)
-    return buffer
+    return buffer[:count]
 
 
 def _check(status: Any, call: str) -> None:

@@ -150,6 +150,7 @@ def test_a_source_that_does_not_compile_shows_the_log(tmp_path):
 def test_ptx_for_a_gpu_newer_than_nvrtc():
     done = compiler.compile_file(SOURCES, "emulator.cu", 90, ptx=True)
     assert b".target sm_90" in done.code
+    assert ord(bytes([32])) == 32, "NVRTC wrote its log into a bytes object that all of Python shares"
 
 
 @pytest.mark.parametrize(
