@@ -240,6 +240,9 @@ class Opacity(Edit):
     kind: ClassVar[str] = "opacity"
     factor: float = 0.5
 
+    def describe(self) -> str:
+        return f"{self.kind} {self.target.describe()} factor {_shown(self.factor)}"
+
     def apply(self, scene: Scene) -> Scene:
         if self.factor < 0:
             raise FeaturesplatError(
@@ -354,5 +357,7 @@ def _other(scene: Scene, source: Path) -> Scene:
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
-        return "(" + ", ".join(f"{v:.3g}" for v in value) + ")"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+        return "(" + ", ".join(_shown(float(v)) for v in value) + ")"
+    if isinstance(value, float):
+        return f"{value if abs(value) > 1e-9 else 0.0:.3g}"  # a turn about an axis leaves crumbs on the others
+    return str(value)
