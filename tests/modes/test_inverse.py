@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_training import write_scene
+from tiny_training import everything, interrupt_at, same, trained, write_scene
 
-from featuresplat.config import load_config
+from featuresplat.config import TrainConfig, load_config
 from featuresplat.errors import FeaturesplatError
 from featuresplat.render import render_run
 from featuresplat.scene import Scene
-from featuresplat.trainer import train
+from featuresplat.trainer import Interrupted, Trainer, train
 
 KINDS = ["rgb", "albedo", "normal", "roughness", "metallic"]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("inverse")
+def small(out: Path, steps: int) -> TrainConfig:
     config = load_config("inverse")
-    config.steps = config.eval_every = 60
-    config.out, config.report = folder / "run", False
+    config.steps = config.eval_every = steps
+    config.out, config.report = out, False
     config.model.budget, config.data.downscale, config.inverse.light_size = 1500, 1, 32
-    train(write_scene(folder / "scene"), config, progress=False)
-    return folder / "run"
+    return config
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    return write_scene(tmp_path_factory.mktemp("tiny") / "scene")
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("inverse") / "run"
+    train(tiny, small(folder, 60), progress=False)
+    return folder
 
 
 def test_materials_and_light_are_kept(run):
@@ -64,3 +74,22 @@ def test_a_light_that_cannot_be_is_refused(run):
     light = np.full((16, 32, 3), -1.0, np.float32)
     with pytest.raises(FeaturesplatError):
         scene.render(scene.part("test")[0], light=light)
+
+
+def test_resumed_training_equals_an_uninterrupted_one_to_the_bit(tiny, tmp_path, monkeypatch):
+    """Stopped in the diffuse stage, between two steps of the light."""
+    config = small(tmp_path / "straight", 40)
+    config.inverse.stages = (0.25, 0.5, 0.9)
+    straight = trained(tiny, config)
+    stopped = replace(config, out=tmp_path / "stopped")
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 26)
+        with pytest.raises(Interrupted):
+            train(tiny, stopped, progress=False)
+    resumed = Trainer(tiny, replace(stopped, resume=True), progress=False)
+    assert resumed.step_index == 26
+    resumed.run()
+    assert same(everything(straight), everything(resumed)) == []
+    lights = [dict[str, torch.Tensor](t.mode.extra_params) for t in (straight, resumed)]
+    assert same(*lights) == []
+    assert same(straight.mode.state(), resumed.mode.state()) == []
