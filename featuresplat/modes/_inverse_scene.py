@@ -61,7 +61,7 @@ def staged(scene: Scene, value) -> Stage:
     """The scene under a light (None: its own); remembered, so that a path of cameras prepares it once."""
     own = scene.mode_state["light"]
     light = None if value is None else Light.of(value, own.shape[1])
-    parts = (scene.gaussians.means, *(scene.mode_state[f"gaussian.{n}"] for n in NAMES), own)
+    parts = (scene.gaussians.means, scene.gaussians.sh0, *(scene.mode_state[f"gaussian.{n}"] for n in NAMES), own)
     key = (*map(id, parts), None if light is None else _light_key(light))
     if key not in _STAGES:
         _remember(_STAGES, key, _stage(scene, light), (parts, light))

@@ -380,6 +380,11 @@ def _damped(values: Tensor, share: float) -> Tensor:
 
 
 # What a finished scene is asked (see `featuresplat.modes`).
+from featuresplat.modes._inverse_edits import EDITS as EDITS  # noqa: E402
+from featuresplat.modes._inverse_edits import joined as joined  # noqa: E402
+from featuresplat.modes._inverse_edits import moved as moved  # noqa: E402
+from featuresplat.modes._inverse_edits import radiating as radiating  # noqa: E402
+from featuresplat.modes._inverse_edits import recolored as recolored  # noqa: E402
 from featuresplat.modes._inverse_scene import KINDS as KINDS  # noqa: E402
 from featuresplat.modes._inverse_scene import picture as picture  # noqa: E402
 from featuresplat.modes._inverse_scene import render as render  # noqa: E402

@@ -20,6 +20,7 @@ import torch
 from featuresplat import registry
 from featuresplat.errors import FeaturesplatError
 from featuresplat.paths import up_axis
+from featuresplat.prompts import materials
 from featuresplat.prompts._colors import is_color
 from featuresplat.prompts.edits import Duplicate, Edit, Extract, Insert, Opacity, Recolor, Remove, Transform
 from featuresplat.prompts.targets import Target
@@ -36,6 +37,7 @@ EXAMPLES = (
     "turn the pan by 90 degrees",
     "duplicate the duck to the left",
     "make the bowl transparent",
+    "make the mug chrome",
 )
 LONGEST = 1000
 _STEP = 0.15  # how far an unsaid distance goes, in radii of the cameras' circle
@@ -58,7 +60,8 @@ _REMOVE = r"(?:remove|delete|erase|hide|take away|get rid of|drop)"
 _VERB = (
     rf"(?:{_REMOVE}|(?:keep|show|leave)(?: only| just)?|only keep|extract|isolate|insert|add|place|put in|duplicate"
     r"|copy|clone|repeat|move|shift|push|slide|bring|lift|drag|pull|raise|lower|sink|turn|rotate|spin|twist|make|scale"
-    r"|resize|enlarge|shrink|let|brighten|lighten|darken|fade|change|paint|colou?r|recolou?r|dye|tint)\b"
+    r"|resize|enlarge|shrink|let|brighten|lighten|darken|fade|change|paint|colou?r|recolou?r|dye|tint"
+    r"|set|coat|cover|plate|polish|roughen|gild|glaze|chrome)\b"
 )
 _TURNS = r"left|right|clockwise|counterclockwise|anticlockwise|[xyz](?: axis)?|the [xyz] axis"
 _SIZES = r"as (?:big|large)|the size|its size|larger|bigger|smaller|times|size|big|large|small|as small"
@@ -210,6 +213,10 @@ class _Words:
                 edit = module.understands(clause.shown(), self.scene)
                 if edit is not None:
                     return edit
+        edit = materials.understood(clause.low, self.scene, lambda name: self._named(name, clause))
+        if edit is not None:
+            self.last = edit.target
+            return edit
         for pattern, rule in self.rules:
             match = pattern.fullmatch(clause.low)
             if match:
