@@ -121,8 +121,8 @@ def vote(
     settings = scene.raster_settings()
     sums, weights = _cast(gaussians, first, places, labels, sized, segment, settings)
     own = sums / weights.clamp_min(1e-9)
-    found = gaussians.means[(own > 0.5) & (weights > 0.05)]
-    asked = places[np.array(labels, bool)] if 1 in labels else found.double().cpu().numpy()[:1]
+    found = gaussians[(own > 0.5) & (weights > 0.05)]
+    asked = places[np.array(labels, bool)] if 1 in labels else found.means.double().cpu().numpy()[:1]
     for i in _nearest(scene, gaussians, camera, asked, views):
         other = smaller(scene.cameras[i], PIXELS)
         around = None if box is None else _around(found, other)
@@ -194,14 +194,16 @@ def _nearest(scene: Scene, gaussians: Gaussians, camera: Cameras, asked: np.ndar
     return [out[int(k)] for k in picks]
 
 
-def _around(means: Tensor, camera: Cameras) -> Tensor | None:
+def _around(some: Gaussians, camera: Cameras) -> Tensor | None:
     """[4] the box around most of some Gaussians in a view, or None where they are not in it."""
-    if not len(means):
+    if not len(some):
         return None
-    pixels, depth = project(means.detach().double().cpu().numpy(), camera)
+    pixels, depth = project(some.means.detach().double().cpu().numpy(), camera)
     pixels = pixels[depth > 0]
-    if len(pixels) < 0.9 * len(means):
+    if len(pixels) < 0.9 * len(some):
         return None
-    low, high = np.quantile(pixels, 0.02, axis=0) - 2, np.quantile(pixels, 0.98, axis=0) + 2
+    # Gaussians reach beyond their centres, far beyond where few of them make up an object.
+    reach = 2.5 * float(some.scales.median()) * float(camera.Ks[0, 0, 0]) / float(np.median(depth[depth > 0]))
+    low, high = np.quantile(pixels, 0.02, axis=0) - 2 - reach, np.quantile(pixels, 0.98, axis=0) + 2 + reach
     low, high = low.clip(0, [camera.width - 1, camera.height - 1]), high.clip(1, [camera.width, camera.height])
     return torch.from_numpy(np.concatenate([low, high])) if (high - low > 4).all() else None

@@ -116,6 +116,8 @@ def select_points(
         if scores is None and (segment := sam or segmenters.of_grabcut(scene, gaussians, photograph)):
             places, kinds = prompt.all_points()
             scores = segmenters.vote(scene, gaussians, prompt.camera, places, kinds, prompt.box, segment, views)
+            if prompt.box is not None and _fit(scene, gaussians, prompt, scores) < _BOX_FITS:
+                scores = None  # colours do not tell the object from what is around it
         if scores is None:
             scores = _by_region(scene, gaussians, prompt)
         selection = Selection(scores > 0.5).cleanup(scene)
@@ -239,10 +241,10 @@ def _by_pieces(scene: Scene, gaussians: Gaussians, prompt: _Prompt, pieces: Piec
     """[N] scores by the scene's pieces; None where these leave it open."""
     count = pieces.scores.shape[1]
     onehot = torch.nn.functional.one_hot(pieces.ids, count).float()
-    shown = splat(gaussians, prompt.camera, onehot, scene.raster_settings())[..., :-1].argmax(-1).cpu().numpy()
+    seen, rest = splat(gaussians, prompt.camera, onehot, scene.raster_settings()).cpu(), count - 1
+    shown = torch.where(seen[..., -1] > 0.1, seen[..., :-1].argmax(-1), rest).numpy()  # where nothing is: the rest
     wanted, unwanted = ({_around(shown, p, count) for p in _of(prompt, label)} for label in (1, 0))
     total = int(pieces.sizes.sum())
-    rest = count - 1
 
     def says_something(k: int) -> bool:
         return (k != rest and int(pieces.sizes[k]) < _MOST_OF_SCENE * total) or (k == 0 and pieces.found)
@@ -293,6 +295,16 @@ def _in_box(shown: np.ndarray, box: Box, count: int, rest: int) -> set[int] | No
         if overlap > fit + (0.05 if best else 0.0):
             best, fit = candidate, overlap
     return best
+
+
+def _fit(scene: Scene, gaussians: Gaussians, prompt: _Prompt, scores: Tensor) -> float:
+    """How well what scores above one half fills the prompt's box, in 0..1."""
+    assert prompt.box is not None
+    seen = splat(gaussians, prompt.camera, (scores > 0.5).float()[:, None], scene.raster_settings()).cpu().numpy()
+    shape, inside = (seen[..., 0] > 0.5 * seen[..., 1]) & (seen[..., 1] > 0.1), np.zeros(seen.shape[:2], bool)
+    x0, y0, x1, y1 = (round(v) for v in prompt.box)
+    inside[y0:y1, x0:x1] = True
+    return _overlap(shape, inside) if shape.any() else 0.0
 
 
 def _overlap(shape: np.ndarray, inside: np.ndarray) -> float:

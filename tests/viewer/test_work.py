@@ -56,6 +56,16 @@ def test_a_click_beside_everything_says_so(browser):
     assert browser.session.state.selected is None
 
 
+def test_a_box_selects_the_object_in_it(browser):
+    """In a scene without a ground, of few Gaussians that reach far beyond their centres."""
+    use(browser, "Box")
+    for index, u in enumerate((0.19, 0.5, 0.81)):
+        browser.session.document.select(None)
+        settled(browser)
+        browser.drag_box(u - 0.11, 0.36, u + 0.11, 0.64)
+        assert iou(selected(browser), ball(index)) > 0.9
+
+
 def test_a_box_is_handed_on_in_pixels_of_the_view(browser, monkeypatch):
     calls = []
 
