@@ -6,7 +6,6 @@ order in which they came, and `Built.refresh` reads every control again and send
 
 from __future__ import annotations
 
-import html
 import logging
 import math
 import threading
@@ -16,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from featuresplat import controls as c
-from featuresplat.io.colormap import colormap
+
+from . import markup
 
 log = logging.getLogger("featuresplat.viewer")
 
@@ -107,7 +107,7 @@ class _Note(_Part):
     def _content(self) -> str:
         text = self.control.text
         text = text(self.session) if callable(text) else text
-        return paragraph(str(text), self.control.strong)
+        return markup.paragraph(str(text), self.control.strong)
 
 
 class _Slider(_Part):
@@ -273,7 +273,7 @@ class _Picture(_Part):
 
 
 class _Html(_Part):
-    """What is drawn by a few lines of our own HTML; all text in it is escaped."""
+    """What is drawn by a few lines of our own HTML."""
 
     def make(self) -> None:
         self.handle = self.gui.add_html("")
@@ -287,26 +287,12 @@ class _Html(_Part):
 
 class _Ramp(_Html):
     def content(self) -> str:
-        low, high = self.control.get(self.session)
-        import torch
-
-        stops = ",".join(f"rgb({r},{g},{b})" for r, g, b in colormap(torch.linspace(0, 1, 16)).tolist())
-        bar = f'<div style="height:10px;border-radius:4px;background:linear-gradient(to right,{stops})"></div>'
-        words = "".join(f"<span>{html.escape(str(t))}</span>" for t in (low, high))
-        return f'{_BOX}{bar}<div style="display:flex;justify-content:space-between;opacity:.75">{words}</div></div>'
+        return markup.ramp(*self.control.get(self.session))
 
 
 class _Swatches(_Html):
     def content(self) -> str:
-        rows = []
-        for color, text in self.control.get(self.session):
-            r, g, b = (round(255 * float(v)) for v in color)
-            dot = f"display:inline-block;width:10px;height:10px;border-radius:3px;background:rgb({r},{g},{b})"
-            rows.append(
-                f'<div style="display:flex;gap:7px;align-items:center"><span style="{dot};flex:none"></span>'
-                f'<span style="overflow-wrap:anywhere">{html.escape(str(text))}</span></div>'
-            )
-        return f"{_BOX}{''.join(rows)}</div>"
+        return markup.swatches(self.control.get(self.session))
 
 
 class _Curve(_Part):
@@ -371,8 +357,6 @@ class _Varying(_Part):
             self._inner = Built(self.session, self.gui, controls)
 
 
-_BOX = '<div style="padding:2px 12px 4px;font-size:12px;line-height:1.5">'
-
 _PARTS: dict[type, type[_Part]] = {
     c.Note: _Note,
     c.Slider: _Slider,
@@ -401,10 +385,3 @@ def known_icon(name: str) -> Any:
     except KeyError:
         return None
     return name
-
-
-def paragraph(text: str, strong: bool = False) -> str:
-    """Plain text as HTML: nothing in it is markup."""
-    words = html.escape(text).replace("\n", "<br>")
-    style = "font-weight:600" if strong else "opacity:.8"
-    return f'{_BOX}<span style="{style};overflow-wrap:anywhere">{words}</span></div>'
