@@ -21,6 +21,7 @@ from featuresplat.io.images import to_bytes, write_image
 from featuresplat.io.video import write_video
 from featuresplat.paths import orbit, spline
 from featuresplat.scene import RenderRequest, Scene
+from featuresplat.shading.light import Light
 from featuresplat.types import Cameras, RenderOutput
 
 KINDS = ("rgb", "depth", "alpha", "features", "relevancy")
@@ -71,7 +72,7 @@ def render_run(
         device: 'auto', 'cpu', 'cuda' or 'cuda:N'.
         field: which field 'features' and 'relevancy' look at; default the one added last.
         prompt: what 'relevancy' asks for.
-        light: for modes that can be relit.
+        light: for modes that can be relit: what `featuresplat.shading.light.Light.of` takes.
         linear: also write NAME.npy, float32, of the kinds that have linear values: see the mode.
         progress: wraps the camera numbers, with a word on what they are for.
 
@@ -197,9 +198,11 @@ class Painter:
     """Pictures of a scene by kind, one camera at a time; what kinds share is rendered once."""
 
     def __init__(self, scene: Scene, kinds: Sequence[str], field: str | None, prompt: str, light: Any, linear: bool):
+        self.mode = registry.load("modes", scene.mode)
+        if light is not None and hasattr(self.mode, "KINDS") and "light" in scene.mode_state:
+            light = Light.of(light, scene.mode_state["light"].shape[1])  # read once, not for every camera
         self.scene, self.light, self.linear = scene, light, linear
         self.request = RenderRequest(light=light, linear=linear)
-        self.mode = registry.load("modes", scene.mode)
         self.values: Tensor | None = None
         self.query = None
         if "features" in kinds:
