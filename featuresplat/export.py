@@ -33,7 +33,8 @@ def export_run(
 
     Args:
         source: a run folder, or a file of Gaussians or coloured points.
-        out: ends in .ply, .compressed.ply, .splat or .spz; its folder is made when missing.
+        out: ends in .ply, .compressed.ply, .splat or .spz, or as the run's mode knows (.hdr, .exr, .npy: the light of
+            the mode `inverse`); its folder is made when missing.
         plain: no features, only the properties that every tool knows.
         labels: phrases; adds the column ``label``, the phrase that scores best above 0.5, -1 where none does. An empty
             sequence takes the labels that the scene's field knows by itself.
@@ -69,6 +70,10 @@ def export_run(
     if time is not None:
         scene = replace(scene, gaussians=scene.at(time).detach())
     comments, extra = _columns(scene, labels, instances)
+    module = registry.load("modes", scene.mode)
+    if ending == ".ply" and not plain and hasattr(module, "columns"):
+        more, own_columns = module.columns(scene, out)
+        comments, extra = [*comments, *more], {**extra, **own_columns}
     write_scene_file(out, scene.gaussians, scene.fields, plain, comments, extra)
     return len(scene.gaussians)
 

@@ -16,6 +16,7 @@ from featuresplat.config import TrainConfig, load_config, to_dict
 from featuresplat.errors import FeaturesplatError
 from featuresplat.exposure import predict, transform
 from featuresplat.io.atomic import atomic_write_text
+from featuresplat.io.formats import ending_of
 from featuresplat.io.scene_file import is_scene_file, read_scene_file, write_scene_file
 from featuresplat.io.scene_folder import read_scene_folder, write_scene_folder
 from featuresplat.types import Cameras, FeatureField, Gaussians, RasterMeta, RenderOutput
@@ -83,7 +84,10 @@ class Scene:
         A path that ends in .ply, .compressed.ply, .splat or .spz becomes such a file instead: see docs/formats.md.
         """
         if is_scene_file(folder):
-            write_scene_file(folder, self.gaussians, self.fields)
+            module = registry.load("modes", self.mode)
+            full = ending_of(folder) == ".ply" and hasattr(module, "columns")
+            comments, extra = module.columns(self, folder) if full else ((), None)
+            write_scene_file(folder, self.gaussians, self.fields, comments=comments, extra=extra)
             return Path(folder)
         if self.config is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -296,8 +300,15 @@ class RenderRequest:
 
 
 def _from_file(path: str | Path) -> Scene:
-    gaussians, fields = read_scene_file(path)
-    return Scene(gaussians, Cameras(torch.zeros(0, 4, 4), torch.zeros(0, 3, 3), [], []), fields)
+    loaded, fields = read_scene_file(path)
+    scene = Scene(loaded.gaussians, Cameras(torch.zeros(0, 4, 4), torch.zeros(0, 3, 3), [], []), fields)
+    for comment in loaded.comments:
+        word, _, rest = comment.partition(" ")
+        mode, _, told = rest.partition(" ")
+        if word == "mode" and mode in registry.names("modes"):
+            module = registry.load("modes", mode)
+            return module.from_columns(scene, told, loaded.extra, path) if hasattr(module, "from_columns") else scene
+    return scene
 
 
 def _over_shared_codes(fields: dict[str, FeatureField], on_codes, on_field) -> dict[str, FeatureField]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from featuresplat.io.field_files import bundle, unbundle
 from featuresplat.io.formats import ENDINGS, ending_of, load_gaussians, save_gaussians
-from featuresplat.io.ply import write_ply
+from featuresplat.io.ply import GaussianFile, write_ply
 from featuresplat.io.tensors import read_tensors, write_tensors
 from featuresplat.types import FeatureField, Gaussians
 
@@ -58,7 +58,7 @@ def write_scene_file(
     write_ply(path, gaussians, codes, comments=[one_line(line) for line in (*told, *comments)], extra=extra)
 
 
-def read_scene_file(path: str | Path) -> tuple[Gaussians, dict[str, FeatureField]]:
+def read_scene_file(path: str | Path) -> tuple[GaussianFile, dict[str, FeatureField]]:
     """The way back. Feature columns with no file beside them are a field called ``features``.
 
     Raises:
@@ -66,11 +66,11 @@ def read_scene_file(path: str | Path) -> tuple[Gaussians, dict[str, FeatureField
     """
     loaded = load_gaussians(path)
     if loaded.features is None:
-        return loaded.gaussians, {}
+        return loaded, {}
     beside = fields_beside(path)
     if not beside.is_file() or loaded.dropped:
-        return loaded.gaussians, {"features": FeatureField(loaded.features)}
-    return loaded.gaussians, unbundle(loaded.features, read_tensors(beside), str(beside))
+        return loaded, {"features": FeatureField(loaded.features)}
+    return loaded, unbundle(loaded.features, read_tensors(beside), str(beside))
 
 
 def one_line(text: str) -> str:

@@ -8,6 +8,8 @@ asked, `Scene.at` and `Scene.render`, may be answered by the module too, by func
 - ``KINDS`` and ``picture(scene, cameras, kind, request) -> [C, H, W, 3 or 1]``: further kinds that can be rendered;
 - ``bodies(scene) -> [N]``: what moves as one, -1 for what holds still: prompts take each for an object;
 - ``ENDINGS`` {ending: writer(scene, path) -> count}: files that `export` lets the mode write;
+- ``columns(scene, path) -> (comments, {name: [N]})``: further columns of a PLY, one comment ``mode NAME ...``, and
+  ``from_columns(scene, rest of that comment, columns, path) -> scene``: the way back;
 - ``joined(scenes) -> scenes``: the same scenes with per-Gaussian tensors that mean the same in all of them, and what
   they refer to in the first one's ``mode_state``: `Scene.cat` asks before it puts rows together;
 - ``report(scene, dataset) -> [(title, HTML)]``: sections for report.html (`featuresplat.io.html` has the pieces).

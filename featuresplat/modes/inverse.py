@@ -385,6 +385,9 @@ from featuresplat.modes._inverse_edits import joined as joined  # noqa: E402
 from featuresplat.modes._inverse_edits import moved as moved  # noqa: E402
 from featuresplat.modes._inverse_edits import radiating as radiating  # noqa: E402
 from featuresplat.modes._inverse_edits import recolored as recolored  # noqa: E402
+from featuresplat.modes._inverse_files import ENDINGS as ENDINGS  # noqa: E402
+from featuresplat.modes._inverse_files import columns as columns  # noqa: E402
+from featuresplat.modes._inverse_files import from_columns as from_columns  # noqa: E402
 from featuresplat.modes._inverse_scene import KINDS as KINDS  # noqa: E402
 from featuresplat.modes._inverse_scene import picture as picture  # noqa: E402
 from featuresplat.modes._inverse_scene import render as render  # noqa: E402

@@ -24,7 +24,8 @@ def run(
 
     Args:
         run: Folder that train made, or a .ply, .compressed.ply, .splat or .spz file.
-        out: File to write: .ply (everything), .compressed.ply, .splat or .spz.
+        out: File to write: .ply (everything), .compressed.ply, .splat or .spz; of a run of mode inverse also .hdr, .exr
+            or .npy: the light that was found, as an environment map.
         plain: Only the properties that every tool knows: no features.
         labels: Add the column `label`: which of these phrases a Gaussian is, -1 for none. Without phrases: those that
             the run's field knows by itself.
@@ -40,5 +41,8 @@ def run(
     count = export_run(source, target, plain, labels=labels, instances=instances, time=time, frames=frames)
     if frames is not None:
         print(f"{frames} files {target.stem}_NNNN{target.suffix}: {count} Gaussians each")
+        return
+    if target.suffix.lower() in (".hdr", ".exr", ".npy"):
+        print(f"{target}: environment map, {2 * count}x{count}, {target.stat().st_size / 1e6:.1f} MB")
         return
     print(f"{target}: {count} Gaussians, {target.stat().st_size / 1e6:.1f} MB")
