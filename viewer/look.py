@@ -39,6 +39,7 @@ class Look:
         prompt: place of the prompt whose heat map is shown; -1 shows all of them in their colours.
         outlines: draw the selections' outlines and tints.
         frustums: show the training cameras.
+        fly: the mouse turns the view on the spot, in place of about what is looked at.
         compare: name of the photograph to compare with, or "".
         split: where render and photograph meet, share of the width.
         extra: values of panels from outside; compared by identity of the dict.
@@ -56,6 +57,7 @@ class Look:
     prompt: int = -1
     outlines: bool = True
     frustums: bool = False
+    fly: bool = False
     compare: str = ""
     split: float = 0.5
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from featuresplat.errors import FeaturesplatError
 from featuresplat.prompts.edits import Edit
 from featuresplat.prompts.selection import Selection
@@ -31,6 +33,8 @@ log = logging.getLogger("featuresplat.viewer")
 
 MESSAGE_SECONDS = 6.0
 PLAY_INTERVAL = 1 / 30
+SPOT = 2e-3
+"""Share of the scene's size: what lies nearer than this is on the spot."""
 
 
 class Session:
@@ -158,7 +162,7 @@ class Session:
         handle, viewmat = self.client.camera, camera.viewmats[0].double().cpu()
         position = camera.positions[0].double().cpu()
         forward = viewmat[2, :3]
-        reach = self.app.reach(camera)
+        reach = self._turns_at(self.app.reach(camera))
         with self.client.atomic():
             handle.up_direction = self.app.home.up
             handle.wxyz = wxyz_of(camera)
@@ -169,9 +173,24 @@ class Session:
 
     def go_home(self) -> None:
         home, handle = self.app.home, self.client.camera
+        ahead = home.look_at - home.position
+        reach = float(np.linalg.norm(ahead))
+        look_at = home.position + ahead * (self._turns_at(reach) / max(reach, 1e-12))
         with self.client.atomic():
-            handle.up_direction, handle.position, handle.look_at = home.up, home.position, home.look_at
+            handle.up_direction, handle.position, handle.look_at = home.up, home.position, look_at
             handle.fov = home.fov
+
+    def steer(self, fly: bool) -> None:
+        """The mouse turns the view on the spot, or about what is looked at."""
+        pose, handle = self.pose(), self.client.camera
+        self.look = replace(self.look, fly=fly)
+        handle.min_orbit_distance = (1e-4 if fly else 1e-3) * self.app.extent
+        if pose is not None:
+            handle.look_at = np.asarray(pose.position) + self._turns_at(self.app.reach(pose.camera())) * pose.forward
+
+    def _turns_at(self, reach: float) -> float:
+        """How far ahead the point lies that the mouse turns the view about: hardly at all when flying."""
+        return SPOT * self.app.extent if self.look.fly else reach
 
     # Previews: what a gizmo shows before it is done
 

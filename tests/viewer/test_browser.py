@@ -59,6 +59,7 @@ def tab(page, site, demo) -> Tab:
     site.document.ask([], negatives=[])
     site.document.replace_base(demo)
     page.session.post("tool", lambda: page.session.pointer.use("off"))
+    page.session.post("steer", lambda: page.session.steer(fly=False))
     page.session.show(**{f.name: getattr(Look(), f.name) for f in fields(Look)})
     page.settle()
     page.fly_to(site.base_cameras[VIEW])
@@ -174,6 +175,25 @@ def test_the_brush_follows_the_mouse(tab):
     tab.settle()
     chosen = tab.session.state.selected
     assert float((chosen & gaussians_of(tab, "teapot")).sum() / chosen.sum()) > 0.4
+
+
+def test_a_drag_turns_on_the_spot_in_fly(tab):
+    def turned() -> bool:
+        x, y = tab.on_page(100, 100)
+        tab.page.mouse.move(x, y)
+        tab.page.mouse.down()
+        tab.page.mouse.move(x + 60, y, steps=4)
+        tab.page.mouse.up()
+        return bool(np.dot(tab.session.pose().forward, before.forward) < 0.98)
+
+    tab.session.post("steer", lambda: tab.session.steer(fly=True))
+    before = tab.session.pose()
+    tab.wait(lambda: tab.session.look.fly)
+    tab.settle()
+    tab.wait(turned, "the view to turn")
+    tab.settle()
+    moved = np.linalg.norm(np.subtract(tab.session.pose().position, before.position))
+    assert moved < 0.01 * tab.app.extent
 
 
 def test_remove_and_undo(tab):

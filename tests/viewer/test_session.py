@@ -241,6 +241,26 @@ def test_home_and_field_of_view(browser):
     until(lambda: abs(browser.fov - np.pi / 2) < 1e-6)
 
 
+def test_fly_turns_on_the_spot_wherever_one_is_taken(browser):
+    app = browser.session.app
+
+    def reach() -> float:
+        return float(np.linalg.norm(browser.look_at - browser.position))
+
+    forward = (browser.look_at - browser.position) / reach()
+    browser.set("Mouse", "Fly")
+    until(lambda: reach() < 0.01 * app.extent)
+    assert np.allclose((browser.look_at - browser.position) / reach(), forward, atol=1e-4)
+    browser.press("Home")
+    until(lambda: np.allclose(browser.position, app.home.position, atol=1e-6))
+    until(lambda: reach() < 0.01 * app.extent)
+    browser.set("Photograph", "view_5.png")
+    until(lambda: np.allclose(browser.position, app.base_cameras.positions[5].numpy(), atol=1e-6))
+    until(lambda: reach() < 0.01 * app.extent)
+    browser.set("Mouse", "Orbit")
+    until(lambda: reach() > 0.5 * app.extent)
+
+
 def test_flying_to_a_photograph(browser):
     scene = browser.session.scene
     browser.set("Photograph", "view_5.png")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 
 from featuresplat.controls import Button, Check, Choice, Color, Group, Note, Panel, Ramp, Slider, Swatches
@@ -56,8 +55,10 @@ def panel(app: Any) -> Panel:
             ], open=False),
             Group("Lens", [
                 Slider("Field of view", 10, 120, 1, _fov, _set_fov, hint="Vertical, degrees"),
-                Choice("Mouse", (ORBIT, FLY), _mouse, _set_mouse,
-                       hint="Orbit turns around the scene; Fly turns on the spot. W A S D Q E move in both"),
+                Choice("Mouse", (ORBIT, FLY), lambda s: FLY if s.look.fly else ORBIT,
+                       lambda s, mouse: s.steer(mouse == FLY),
+                       hint="Orbit turns around the scene; Fly turns on the spot"),
+                Note("W A S D move, Q and E go down and up."),
             ], open=False),
             Group("Crop box", [
                 Check("Only what is inside", lambda s: s.look.crop is not None,
@@ -149,19 +150,6 @@ def _fov(s: Any) -> float:
 
 def _set_fov(s: Any, degrees: float) -> None:
     s.client.camera.fov = math.radians(degrees)
-
-
-def _mouse(s: Any) -> str:
-    return s.look.extra.get("mouse", ORBIT)
-
-
-def _set_mouse(s: Any, mouse: str) -> None:
-    camera, extent, pose = s.client.camera, s.app.extent, s.pose()
-    s.look.extra["mouse"] = mouse
-    # Fly: a very short way to the point that the camera turns about, so that it turns on the spot.
-    reach = 2e-3 * extent if mouse == FLY else s.app.reach(pose.camera())
-    camera.min_orbit_distance = (1e-4 if mouse == FLY else 1e-3) * extent
-    camera.look_at = np.asarray(pose.position) + reach * pose.forward
 
 
 def _crop_slider(axis: int, end: int, label: str, low: list[float], high: list[float]) -> Slider:
