@@ -99,7 +99,7 @@ def first_use() -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dims", nargs="+", type=int, default=[3, 7, 16, 32, 129])
+    parser.add_argument("--dims", nargs="+", type=int, default=[3, 7, 16, 32, 129, 512])
     parser.add_argument("--precision", nargs="+", default=["fp32", "fp16"])
     parser.add_argument("--big", action="store_true")
     parser.add_argument("--first-use", action="store_true")

@@ -30,12 +30,18 @@ from featuresplat.raster._nvrtc_sources import Sources, engine_sources
 VARIANTS: dict[str, list[dict[str, int]]] = {
     "features": [{"features.QUADS": q, "features.WARPS": w} for q in (2, 4) for w in (1, 2, 4, 8)],
     "few": [{"FEW": 0}, {"FEW": 16}],
-    "lift": [{"lift.TILES": t, "lift.BATCH": b} for t in (2, 4, 8) for b in (16, 32)],
+    "lift": [
+        {"lift.STORED": s, "lift.TILES": t, "lift.BATCH": b}
+        for s in (1, 1 << 20)  # the weights of patches: computed once and kept; or by every block
+        for t in (2, 4, 8)
+        for b in (16, 32)
+    ],
     "backward": [
         {"backward.GROUP": g, "backward.AHEAD": a, "backward.WARPS": w}
         for g, a, w in ((16, 1, 4), (32, 0, 4), (32, 1, 4), (64, 1, 4), (32, 0, 2), (32, 0, 8))
     ],
 }
+LIFTS = ("lift", "count_rows", "weigh", "lift_rows")
 RED = """
 #include "device.cuh"
 FS_KERNEL(256, red_rows, float* out, const int* rows, int64_t count, int64_t dim) {
@@ -133,9 +139,9 @@ def main() -> None:
                     if group in ("features", "few"):
                         show(label, measure(timed, forward, args.repeat), "blend", "blend_features")
                     if group == "lift" and dim >= 32:
-                        show(label, measure(timed, lambda: backward("none"), args.repeat), "lift")
+                        show(label, measure(timed, lambda: backward("none"), args.repeat), *LIFTS)
                     if group in ("backward", "few"):
-                        show(label + " backward", measure(timed, backward, args.repeat), "blend_backward", "lift")
+                        show(label + " backward", measure(timed, backward, args.repeat), "blend_backward", *LIFTS)
                 except Exception as error:  # a variant that does not fit is a row like the others
                     print(f"{label:58} {type(error).__name__}: {str(error)[:120]}")
                 options.overrides.clear()

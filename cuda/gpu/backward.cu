@@ -49,7 +49,7 @@ struct BackwardArgs {
   const float *alpha, *depth;  // as rendered
   const int32_t* last;
   const float* left;
-  const int64_t* written;    // with ORDERED: the pair of each place, and where the sums of each pair end
+  const uint32_t* written;   // with ORDERED: the pair of each place, and where the sums of each pair end
   const int64_t* hit_ends;
   float* sums;  // [splats, kRecord], added to; with ORDERED [hits, kRecord]
   int64_t dim;

@@ -17,8 +17,8 @@ struct BlendArgs {
   const float* rows;         // features [N, dim]
   const float* backgrounds;  // [C, 3] or null
   float *rgb, *features, *alpha, *depth;  // rgb may be null
-  int32_t* last;             // [C, H, W] how many of its tile's entries a pixel used
-  float* left;               // [C, H, W] transmittance behind them
+  int32_t* last;             // [C, H, W] how many of its tile's entries a pixel used; with RGB may be null
+  float* left;               // [C, H, W] transmittance behind them; or null
   const int32_t* only_if;    // nothing to do while this is 0; or null
   int64_t dim;
   int32_t width, height, tiles, tiles_x;
@@ -128,7 +128,8 @@ FS_KERNEL_OCCUPANCY(256, (CHANNELS > 4 ? 2 : CHANNELS > 0 ? 3 : 4), blend, const
   if (blockIdx.y == 0) {
     const float rest = 1 - alpha;
     a.alpha[pixel] = alpha, a.depth[pixel] = alpha > 0 ? depth / alpha : 0;
-    a.last[pixel] = last, a.left[pixel] = T;
+    if (a.last) a.last[pixel] = last;
+    if (a.left) a.left[pixel] = T;
     if (a.rgb) {
       const float* background = a.backgrounds ? a.backgrounds + 3 * place.camera : nullptr;
       a.rgb[3 * pixel] = background ? fmaf(rest, background[0], red) : red;

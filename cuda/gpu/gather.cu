@@ -199,7 +199,7 @@ FS_KERNEL(256, gather_rows, const RowsArgs a) {
 
 struct HitsArgs {
   const uint8_t* masks;     // [pairs]
-  const int64_t* written;   // [pairs] the pair (as written) of each place
+  const uint32_t* written;  // [pairs] the pair (as written) of each place
   const int64_t* ends;      // [splats] where the pairs of each end, as written
   int64_t* hits;            // [pairs] count_hits: patches that each pair (as written) reaches; sum_hits: their inclusive sums
   const float* records;     // [hits, record]

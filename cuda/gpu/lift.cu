@@ -2,7 +2,7 @@
 // computes its patch's weights, one pixel a lane, lays them out by way of shared memory and multiplies them, 8 splats at a
 // time, with V^T [channels x 32 pixels], which stays in registers. The warps' sums meet in shared memory, so that a tile
 // adds to a Gaussian once.
-#include "lift.cuh"
+#include "lift_product.cuh"
 
 #ifndef BATCH
 #define BATCH 32  // entries at a time: 16 or 32
@@ -20,16 +20,10 @@ struct Shared {
   float weights[kPatches][BATCH];
 };
 
-// Where the chunk of four channels c of a warp's row lies: so that the lanes of a store use different banks.
-FS_DEVICE int swizzled(int row, int chunk) {
-  const int t = (row >> 1) & 3;
-  return chunk ^ (TILES == 8 ? t : TILES == 4 ? (t & 1) | (t & 2) << 1 : t << 1);
-}
-
 FS_KERNEL_OCCUPANCY(256, (TILES > 4 ? 1 : 2), lift, const LiftArgs a) {
   FS_DYNAMIC_SHARED(Shared, shared);
   Shared& s = *shared;
-  const int tile = blockIdx.x, warp = fs_warp(), lane = fs_lane(), g = lane >> 2, t = lane & 3;
+  const int tile = blockIdx.x, warp = fs_warp(), lane = fs_lane();
   const Place place = place_of(tile, a.tiles, a.tiles_x);
   const uint32_t first = a.lists.offsets[tile];
   const int count = static_cast<int>(a.lists.offsets[tile + 1] - first);
@@ -47,26 +41,8 @@ FS_KERNEL_OCCUPANCY(256, (TILES > 4 ? 1 : 2), lift, const LiftArgs a) {
   bool live = inside && T > a.transmittance_min;
 #endif
 
-  // Row g of matrix i is channel kPerLane g + 2 i, row g + 8 the next one; element k is pixel (k % 8, 2 s + k / 8).
-  uint32_t high[TILES][2][4], low[TILES][2][4];
-#pragma unroll
-  for (int c = 0; c < TILES / 2; ++c) {
-#pragma unroll
-    for (int y = 0; y < 4; ++y) {
-      float4 v[2];
-      for (int i = 0; i < 2; ++i) {
-        const int x = 2 * t + i;
-        const bool valid = place.x + patch_x(warp) + x < a.width && place.y + patch_y(warp) + y < a.height;
-        const int64_t pixel = valid ? corner + static_cast<int64_t>(y) * a.width + x : 0;
-        v[i] = load_channels(a.maps + pixel * a.dim, channel + kPerLane * g + 4 * c, a.dim, valid);
-      }
-      const int k = y >> 1, part = 2 * (y & 1);
-      split_pair(v[0].x, v[1].x, high[2 * c][k][part], low[2 * c][k][part]);
-      split_pair(v[0].y, v[1].y, high[2 * c][k][part + 1], low[2 * c][k][part + 1]);
-      split_pair(v[0].z, v[1].z, high[2 * c + 1][k][part], low[2 * c + 1][k][part]);
-      split_pair(v[0].w, v[1].w, high[2 * c + 1][k][part + 1], low[2 * c + 1][k][part + 1]);
-    }
-  }
+  Maps maps;
+  load_maps(a, place, warp, channel, maps);
   const int own = threadIdx.x;  // of a batch, for the threads that fetch one
   uint32_t mask = 0;
   auto look = [&](int base) {  // at the list
@@ -155,65 +131,8 @@ FS_KERNEL_OCCUPANCY(256, (TILES > 4 ? 1 : 2), lift, const LiftArgs a) {
       hw[row * kWeightRow + lane] = lw[row * kWeightRow + lane] = 0;
     }
     fs_syncwarp();
-    for (int begin = 0; begin < rows; begin += 8) {
-      const int at = (begin + (lane & 7)) * kWeightRow + (lane >> 3) * 8;
-      uint32_t h[4], l[4];
-      ldmatrix_x4(h, hw + at), ldmatrix_x4(l, lw + at);
-      const uint32_t bh[2][2] = {{h[0], h[1]}, {h[2], h[3]}}, bl[2][2] = {{l[0], l[1]}, {l[2], l[3]}};
-      float sums[TILES][4];
-#pragma unroll
-      for (int i = 0; i < TILES; ++i) {
-        for (int k = 0; k < 4; ++k) sums[i][k] = 0;
-        for (int k = 0; k < 2; ++k) multiply_split(sums[i], high[i][k], low[i][k], bh[k], bl[k]);
-      }
-#pragma unroll
-      for (int which = 0; which < 2; ++which) {
-        const int row = begin + 2 * t + which;
-        if (row >= rows) continue;
-        float4* to = reinterpret_cast<float4*>(s.sums[warp] + row * kChannels);
-#pragma unroll
-        for (int c = 0; c < TILES / 2; ++c) {
-          to[swizzled(row, TILES / 2 * g + c)] = make_float4(sums[2 * c][which], sums[2 * c][2 + which],
-                                                             sums[2 * c + 1][which], sums[2 * c + 1][2 + which]);
-        }
-      }
-#if WEIGHTS
-      if (blockIdx.y == 0) {
-        const uint32_t ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
-        float all[4] = {0, 0, 0, 0};
-        for (int k = 0; k < 2; ++k) {
-          mma_m16n8k16_bf16_f32(all, ones, bl[k], all);
-          mma_m16n8k16_bf16_f32(all, ones, bh[k], all);
-        }
-        if (g == 0) s.weights[warp][begin + 2 * t] = all[0], s.weights[warp][begin + 2 * t + 1] = all[1];
-      }
-#endif
-    }
+    multiply_rows(maps, hw, lw, kWeightRow, rows, s.sums[warp], blockIdx.y == 0 ? s.weights[warp] : nullptr);
     fs_sync();
-    constexpr int kChunks = kChannels / 4;
-    for (int i = threadIdx.x; i < n * kChunks; i += 256) {
-      const int k = i / kChunks, chunk = i % kChunks;
-      float4 sum = make_float4(0, 0, 0, 0);
-      bool any = false;
-      for (int w = 0; w < kPatches; ++w) {
-        const uint32_t bits = s.taken[w];
-        if (!(bits >> k & 1)) continue;
-        const int row = fs_popc(bits & ((1u << k) - 1));
-        const float4 v = reinterpret_cast<const float4*>(s.sums[w] + row * kChannels)[swizzled(row, chunk)];
-        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w, any = true;
-      }
-      if (any) add_channels(a, static_cast<int64_t>(s.id[k]), channel + 4 * chunk, sum.x, sum.y, sum.z, sum.w);
-    }
-#if WEIGHTS
-    if (blockIdx.y == 0 && static_cast<int>(threadIdx.x) < n) {
-      const int k = threadIdx.x;
-      float sum = 0;
-      for (int w = 0; w < kPatches; ++w) {
-        const uint32_t bits = s.taken[w];
-        if (bits >> k & 1) sum += s.weights[w][fs_popc(bits & ((1u << k) - 1))];
-      }
-      if (sum != 0) add_to(a, a.weights, static_cast<int64_t>(s.id[k]), sum);
-    }
-#endif
+    add_batch(a, s.sums, s.weights, s.taken, s.id, n, channel, blockIdx.y == 0);
   }
 }

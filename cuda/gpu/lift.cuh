@@ -21,13 +21,14 @@
 
 struct LiftArgs {
   Lists lists;
+  Stored stored;        // for lift_rows.cu
   const float* maps;    // [C, H, W, dim]
   const int32_t* last;  // [C, H, W], with STOPS
   const double* scale;  // [2] with FIXED: units in one, of sums and of weights
   void* sums;           // [N, dim] float, or int64 with FIXED; added to
   void* weights;        // [N], likewise; or null
-  int64_t dim;
-  int32_t width, height, tiles, tiles_x;
+  int64_t dim, room;    // room: rows that `stored` has memory for
+  int32_t width, height, tiles, tiles_x, all_patches;
   float alpha_max, transmittance_min;
 };
 

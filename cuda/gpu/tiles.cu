@@ -1,30 +1,26 @@
 // From splats in depth order to one list for each tile. Splats (each camera's near to far) write their tiles one after the
-// other; a stable sort by tile, done by the caller, leaves every tile's list near to far.
+// other; a stable sort by tile (sort.cu) leaves every tile's list near to far.
 #include "splat.cuh"
 
 struct PairsArgs {
   const Splat* splats;    // [splat_capacity]
   const int64_t* firsts;  // [C + 1] the first splat of each camera
   const int64_t* ends;    // [splat_capacity] inclusive sums of the tiles of each splat
-  void* tile_keys;        // [capacity] tile of each pair, int16 or int32; the rest is filled with the largest value
+  void* tile_keys;        // [capacity] tile of each pair, uint16 or uint32
   uint32_t* ranks;        // [capacity] splat of each pair
   int64_t* found;         // [0] becomes the number of pairs
   int64_t capacity, splat_capacity;
-  int32_t tiles, tiles_x, small_keys;  // tiles of one camera; whether keys are int16
+  int32_t tiles, tiles_x, small_keys;  // tiles of one camera; whether keys are uint16
 };
 
 FS_DEVICE void put_key(const PairsArgs& a, int64_t at, int tile) {
-  if (a.small_keys) static_cast<int16_t*>(a.tile_keys)[at] = static_cast<int16_t>(tile);
-  else static_cast<int32_t*>(a.tile_keys)[at] = tile;
+  if (a.small_keys) static_cast<uint16_t*>(a.tile_keys)[at] = static_cast<uint16_t>(tile);
+  else static_cast<uint32_t*>(a.tile_keys)[at] = static_cast<uint32_t>(tile);
 }
 
 FS_KERNEL(128, emit_pairs, const PairsArgs a) {
-  const int64_t rank = fs_global_thread(), total = a.ends[a.splat_capacity - 1];
-  if (rank == 0) a.found[0] = total;
-  for (int64_t p = total + rank; p < a.capacity; p += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    put_key(a, p, a.small_keys ? 0x7fff : 0x7fffffff);
-    a.ranks[p] = 0;
-  }
+  const int64_t rank = fs_global_thread();
+  if (rank == 0) a.found[0] = a.ends[a.splat_capacity - 1];
   if (rank >= a.splat_capacity) return;
   const int64_t start = rank ? a.ends[rank - 1] : 0, end = min(a.ends[rank], a.capacity);
   if (end <= start) return;
@@ -40,26 +36,26 @@ FS_KERNEL(128, emit_pairs, const PairsArgs a) {
 }
 
 struct ListsArgs {
-  const void* tile_keys;  // [capacity] sorted
-  const int64_t* order;   // [capacity] the pair (as written) that stands at each place
-  const int64_t* total;   // [1] how many pairs
-  const uint32_t* ranks;  // [capacity] splat of each pair as written
+  const void* tile_keys;   // [capacity] sorted
+  const uint32_t* order;   // [capacity] the pair (as written) that stands at each place; null where the list is made already
+  const int64_t* total;    // [1] how many pairs
+  const uint32_t* ranks;   // [capacity] with order: splat of each pair as written
   const Splat* splats;
-  uint32_t* offsets;      // [all tiles + 1]
-  uint32_t* list;         // [capacity] splat of each place
-  uint8_t* masks;         // [capacity] for make_masks: patches that each reaches
+  uint32_t* offsets;       // [all tiles + 1]
+  uint32_t* list;          // [capacity] splat of each place
+  uint8_t* masks;          // [capacity] for make_masks: patches that each reaches
   int64_t capacity;
   int32_t tiles, tiles_x, all_tiles, small_keys;
 };
 
 FS_DEVICE int key_at(const ListsArgs& a, int64_t p) {
-  return a.small_keys ? static_cast<const int16_t*>(a.tile_keys)[p] : static_cast<const int32_t*>(a.tile_keys)[p];
+  return a.small_keys ? static_cast<const uint16_t*>(a.tile_keys)[p] : static_cast<const int32_t*>(a.tile_keys)[p];
 }
 
-// One thread for each place, and for each tile and one more: where its list begins.
+// One thread for each tile and one more: where its list begins. With `order` also one for each place.
 FS_KERNEL(256, make_lists, const ListsArgs a) {
   const int64_t i = fs_global_thread(), total = min(*a.total, a.capacity);
-  if (i < total) a.list[i] = a.ranks[a.order[i]];
+  if (a.order && i < total) a.list[i] = a.ranks[a.order[i]];
   if (i > a.all_tiles) return;
   int64_t low = 0, high = total;
   while (low < high) {

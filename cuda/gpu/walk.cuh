@@ -12,6 +12,14 @@ struct Lists {
   const Splat* splats;
 };
 
+// Weights computed once for kernels that use them many times: see weigh.cu.
+struct Stored {
+  const int32_t* farthest;  // [all tiles, 8] so many entries of its tile a patch uses
+  const int64_t* ends;      // [all tiles, 8] where the rows of a patch end, those of the patches after one another
+  const uint32_t* ids;      // [pairs] Gaussian of each place
+  const uint16_t* rows;     // [rows, 64] the weights of 32 pixels as bfloat16 in two parts, one row after the other
+};
+
 // Splats picked out and not yet taken, in shared memory.
 struct Ring {
   float4 shape[kRing];   // l11, l21, u0, l22

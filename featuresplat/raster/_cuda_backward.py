@@ -15,6 +15,7 @@ from featuresplat.errors import FeaturesplatError
 from featuresplat.raster import _cuda_options as options
 from featuresplat.raster._cuda_frame import Frame, blocks
 from featuresplat.raster._cuda_lift import transpose
+from featuresplat.raster._cuda_memory import Cleared
 from featuresplat.raster._inputs import RasterInputs
 from featuresplat.types import RasterMeta
 
@@ -47,12 +48,12 @@ def gradients(
     dim = 0 if rows is None else rows.shape[1]
     if dim == 0:
         v_features = None
-    if rows is not None and wanted["features"]:
-        out["features"] = torch.zeros_like(rows)
     features_move = v_features is not None and moves and inputs.geometry_grad == "full"
     colored = v_rgb is not None or ((v_alpha is not None or v_depth is not None) and moves)
     if not (colored or v_features is not None) or frame.pairs == 0:
         _no_geometry(inputs, wanted, out)
+        if rows is not None and wanted["features"]:
+            out["features"] = torch.zeros_like(rows)
         return out
     if moves and inputs.settings.alpha_max >= 1 and inputs.settings.transmittance_min <= 0:
         raise FeaturesplatError(
@@ -82,25 +83,32 @@ class _Backward:
 
     def run(self, moves: bool, colored: bool, features_move: bool) -> None:
         """Fill ``out``."""
-        rows, out = self.inputs.features, self.out
+        inputs, out = self.inputs, self.out
+        rows = inputs.features
         dim = 0 if rows is None else rows.shape[1]
         few = self.v_features is not None and dim <= options.few()
-        row_grads = self.v_features is not None and "features" in out
+        row_grads = self.v_features is not None and self.wanted["features"]
         geometry = moves or (colored and self.wanted["colors"] and self.v_rgb is not None)
         beside = dim if few and (features_move or row_grads) else 0
+        cleared = Cleared("the gradient of features", rows) if rows is not None and self.wanted["features"] else None
         sums = None
-        if geometry or (few and row_grads):
-            wide = features_move and not few
-            sums = self._sums(colored, beside, wide, moves, features_move)
-            if beside and row_grads:
-                self._gather_rows(sums, out["features"])
+        try:
+            if geometry or (few and row_grads):
+                wide = features_move and not few
+                sums = self._sums(colored, beside, wide, moves, features_move)
+            if geometry and sums is not None:
+                self._gather(sums, moves)
+            else:
+                _no_geometry(inputs, self.wanted, out)
+        finally:
+            if cleared is not None:
+                out["features"] = cleared.wait()
+        if beside and row_grads and sums is not None:
+            self._gather_rows(sums, out["features"])
+        del sums  # room for the transpose
         if row_grads and not few:
             assert self.v_features is not None
-            transpose(self.frame, self.inputs, self.v_features, 1, out["features"], None, self.frame.last)
-        if geometry and sums is not None:
-            self._gather(sums, moves)
-        else:
-            _no_geometry(self.inputs, self.wanted, out)
+            transpose(self.frame, inputs, self.v_features, 1, out["features"], None, self.frame.last)
 
     def _sums(self, colored: bool, channels: int, wide: bool, moves: bool, features_move: bool) -> Tensor:
         """Queue the pass over the tiles: what each splat receives, [splats, floats]; see backward.cu."""

@@ -59,7 +59,9 @@ def render(inputs: RasterInputs, keep: bool) -> Rendered:
     rows = inputs.features
     late = rows is not None and options.checked_late(rows, device=inputs.means.device)
     excluded = None if rows is None or late or rows.numel() == 0 else bad_rows(rows, None)
-    front = make_frame(inputs, meta, excluded)
+    # Where pixels stop is needed by whatever comes after the colours.
+    pixels = ("last", "left") if keep else ("last",) if rows is not None and rows.shape[1] > options.few() else ()
+    front = make_frame(inputs, meta, excluded, pixels=pixels)
     frame = front.frame
     shape = (frame.cameras, frame.height, frame.width)
     rgb = None if inputs.colors is None else frame.empty("the colour image", (*shape, 3))

@@ -15,6 +15,8 @@ from torch import Tensor
 from featuresplat.errors import FeaturesplatError
 from featuresplat.raster import _nvrtc
 from featuresplat.raster._cuda_args import arguments
+from featuresplat.raster._cuda_memory import Slab, empty
+from featuresplat.raster._cuda_sort import sort_pairs
 from featuresplat.raster._inputs import RasterInputs, check_cameras
 from featuresplat.types import RasterMeta
 
@@ -26,48 +28,14 @@ _found_by_last_call: dict[tuple, tuple[int, int]] = {}
 """Pairs and splats, by device and size of the images: from one step of a training to the next they change little."""
 
 
-def empty(what: str, shape, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Uninitialised memory; running out of it names the buffer.
-
-    Raises:
-        FeaturesplatError: out of memory.
-    """
-    try:
-        return torch.empty(shape, dtype=dtype, device=device)
-    except torch.OutOfMemoryError as error:
-        size = torch.Size(shape if isinstance(shape, tuple) else (shape,)).numel() * dtype.itemsize
-        raise FeaturesplatError(
-            f"out of memory on {device}: {size / 2**20:.0f} MiB for {what}",
-            "Use smaller images, fewer cameras a call, fewer channels or fewer Gaussians.",
-        ) from error
-
-
-class Slab:
-    """One piece of memory for several arrays that only kernels see, by their addresses."""
-
-    def __init__(self, what: str, device: torch.device, sizes: dict[str, int]):
-        self.starts: dict[str, int] = {}
-        total = 0
-        for name, size in sizes.items():
-            self.starts[name] = total
-            total += -(-max(size, 1) // 256) * 256
-        self.memory = empty(what, total, torch.uint8, device)
-        base = self.memory.data_ptr()
-        self.addresses = {name: base + start for name, start in self.starts.items()}
-
-    def tensor(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
-        """A look at the first ``count`` elements of an array."""
-        start = self.starts[name]
-        return self.memory[start : start + count * dtype.itemsize].view(dtype)
-
-
 @dataclass
 class Frame:
     """What the front end leaves for the kernels that blend: splats of C cameras, near to far, and the tiles' lists.
 
     ``slab`` holds, as addresses: ``splats`` [splat_capacity, 64 bytes]; ``offsets`` [tiles of all cameras + 1] int32
     into ``list`` [capacity] int32, the splats of the tiles; ``masks`` [capacity] uint8, which patches of the tile each
-    reaches; ``last`` [C, H, W] int32, how many entries of its tile a pixel used; ``left``: the transmittance behind.
+    reaches; and where they are asked for, ``last`` [C, H, W] int32, how many entries of its tile a pixel used, and
+    ``left``, the transmittance behind them.
     """
 
     gpu: _nvrtc.Launcher
@@ -81,7 +49,7 @@ class Frame:
     slab: Any = None
     firsts: Any = None  # [C + 1] int64: the first splat of each camera; an address
     ends: Any = None  # [splat_capacity] int64: where the pairs of each splat end, as written
-    written: Tensor | None = None  # [capacity] int64: the pair of each place; kept for deterministic gradients
+    written: Tensor | None = None  # [capacity] int32: the pair of each place; kept for deterministic gradients
     pairs: int = 0
     keep: Any = None  # tensors whose addresses are used
 
@@ -99,12 +67,12 @@ class Frame:
         return self.slab.addresses["masks"]
 
     @property
-    def last(self) -> int:
-        return self.slab.addresses["last"]
+    def last(self) -> int | None:
+        return self.slab.addresses.get("last")
 
     @property
-    def left(self) -> int:
-        return self.slab.addresses["left"]
+    def left(self) -> int | None:
+        return self.slab.addresses.get("left")
 
     @property
     def tiles_x(self) -> int:
@@ -157,24 +125,29 @@ def blocks(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def make_frame(inputs: RasterInputs, meta: RasterMeta, excluded: Tensor | None, masks: bool = False) -> FrontEnd:
+def make_frame(
+    inputs: RasterInputs, meta: RasterMeta, excluded: Tensor | None, masks: bool = False, pixels: tuple[str, ...] = ()
+) -> FrontEnd:
     """Queue the front end. ``inputs`` are contiguous.
 
     Args:
         masks: fill in the masks, which otherwise the blending of colours does on its way.
+        pixels: which of ``last`` and ``left`` there shall be room for.
 
     Everything queued on ``.frame`` has to be queued again when `FrontEnd.settle` says so.
     """
-    front = FrontEnd(inputs, meta, masks)
-    front.start(excluded)
+    front = FrontEnd(inputs, meta, excluded, masks, pixels)
+    front.start()
     return front
 
 
 class FrontEnd:
     """One run of the front end."""
 
-    def __init__(self, inputs: RasterInputs, meta: RasterMeta, masks: bool):
-        self.inputs, self.masks = inputs, masks
+    def __init__(
+        self, inputs: RasterInputs, meta: RasterMeta, excluded: Tensor | None, masks: bool, pixels: tuple[str, ...]
+    ):
+        self.inputs, self.masks, self.pixels = inputs, masks, pixels
         device, c, n = inputs.means.device, len(inputs.viewmats), len(inputs.means)
         self.frame = Frame(_nvrtc.launcher(device), device, c, n, inputs.width, inputs.height)
         self.hint = (device, c, self.frame.tiles)
@@ -182,7 +155,7 @@ class FrontEnd:
         kind = 0 if colors is None else 1 if inputs.sh_degree is None else 2
         self.project: dict[str, Any] = {
             "means": inputs.means, "quats": inputs.quats, "scales": inputs.scales, "opacities": inputs.opacities,
-            "colors": colors, "viewmats": inputs.viewmats, "Ks": inputs.Ks, "excluded": None,
+            "colors": colors, "viewmats": inputs.viewmats, "Ks": inputs.Ks, "excluded": excluded,
             "means2d": meta.means2d, "radii": meta.radii, "depths": meta.depths, "conics": meta.conics,
             "keys": None, "order": None, "found": None, "firsts": None, "splats": None, "spans": None, "n": n,
             "camera_colors": 3 * n if kind == 1 and colors is not None and colors.ndim == 3 else 0, "capacity": 0,
@@ -193,7 +166,7 @@ class FrontEnd:
         }  # fmt: skip
         self.pending: Any = None
 
-    def start(self, excluded: Tensor | None) -> None:
+    def start(self) -> None:
         """Project, sort by depth, and go on with as much room as the last call needed."""
         f, p = self.frame, self.project
         numbers = torch.zeros(3 + f.cameras + 1, dtype=torch.int64, device=f.device)
@@ -205,14 +178,14 @@ class FrontEnd:
             f.slab.memory.zero_()
             return
         keys = torch.empty(f.cameras * f.gaussians, dtype=torch.int32, device=f.device)
-        p |= {"excluded": excluded, "keys": keys, "found": numbers, "firsts": f.firsts}
+        p |= {"keys": keys, "found": numbers, "firsts": f.firsts}
         f.launch("project", "project.cu", "ProjectArgs", (blocks(f.gaussians, 128), f.cameras), 128, p)
         if f.cameras == 1:
-            self.order = torch.sort(keys, stable=True)
+            keys, order = torch.sort(keys, stable=True)
         else:
             parts = [torch.sort(part, stable=True) for part in keys.view(f.cameras, f.gaussians)]
-            self.order = torch.cat([k for k, _ in parts]), torch.cat([i for _, i in parts])
-        p |= {"keys": self.order[0], "order": self.order[1]}
+            keys, order = torch.cat([k for k, _ in parts]), torch.cat([i for _, i in parts])
+        p |= {"keys": keys, "order": order}
         f.launch("count_splats", "project.cu", "ProjectArgs", 1, 32, p)
         expected = _found_by_last_call.get(self.hint)
         if expected is None:
@@ -221,20 +194,22 @@ class FrontEnd:
             self._make_splats()
             self._make_lists()
             expected = self._found()
-            self._make_room(_with_room(expected[0]), splats, again=True)
+            self._make_room(with_room(expected[0]), splats, again=True)
         else:
-            self._make_room(_with_room(expected[0]), min(_with_room(expected[1]), f.cameras * f.gaussians))
+            self._make_room(with_room(expected[0]), min(with_room(expected[1]), f.cameras * f.gaussians))
             self._make_splats()
+        # What only the splats were made from makes room for what comes.
+        p |= {"keys": None, "order": None, "spans": None}
+        del keys, order
         self._make_lists()
 
     def _make_room(self, pairs: int, splats: int, again: bool = False) -> None:
         """A new slab. With ``again`` the splats of the last one are kept."""
         f, before = self.frame, self.frame.slab
-        f.capacity, f.splat_capacity = (max(1, blocks(n, _STEP)) * _STEP for n in (pairs, splats))
-        pixels = 4 * f.cameras * f.width * f.height
+        f.capacity, f.splat_capacity = rounded(pairs), rounded(splats)
         f.slab = Slab("the splats and the tiles' lists", f.device, {
             "splats": 4 * SPLAT_FLOATS * f.splat_capacity, "offsets": 4 * (f.all_tiles + 1), "list": 4 * f.capacity,
-            "masks": f.capacity, "last": pixels, "left": pixels, "ranks": 4 * f.capacity,
+            "masks": f.capacity, **dict.fromkeys(self.pixels, 4 * f.cameras * f.width * f.height),
         })  # fmt: skip
         if again:
             count = 4 * SPLAT_FLOATS * f.splat_capacity
@@ -275,48 +250,52 @@ class FrontEnd:
         f.pairs, splats = self._found()
         if splats > f.splat_capacity:
             # The pairs were those of some splats only: perhaps once more.
-            self._make_room(max(f.pairs, f.capacity), splats)
-            self._make_splats()
-        elif f.pairs > f.capacity:
+            _found_by_last_call[self.hint] = max(f.pairs, f.capacity), splats
+            self.start()
+            return True
+        if f.pairs > f.capacity:
             self._make_room(f.pairs, f.splat_capacity, again=True)
-        else:
-            self.pending = None
-            self.project = {}
-            self.order = None
-            return False
-        self._make_lists()
-        return True
+            self._make_lists()
+            return True
+        self.pending = None
+        self.project = {}
+        if f.written is None:
+            f.ends = None
+        return False
 
     def _make_lists(self) -> None:
         """Queue what turns splats into the tiles' lists, as many as there is room for."""
         f, at = self.frame, self.frame.slab.addresses
-        small = int(f.all_tiles < 2**15 - 1)
+        small = int(f.all_tiles <= 2**16)
         keys = f.empty("the tiles of pairs", f.capacity, torch.int16 if small else torch.int32)
-        shape = {
-            "capacity": f.capacity, "tiles": f.tiles, "tiles_x": f.tiles_x, "small_keys": small, "ranks": at["ranks"],
-        }  # fmt: skip
+        ranks = f.empty("the pairs of splats and tiles", f.capacity, torch.int32)
+        shape = {"capacity": f.capacity, "tiles": f.tiles, "tiles_x": f.tiles_x, "small_keys": small, "ranks": ranks}
         f.launch("emit_pairs", "tiles.cu", "PairsArgs", blocks(f.splat_capacity, 128), 128, {
             "splats": at["splats"], "firsts": f.firsts, "ends": f.ends, "tile_keys": keys, "found": self.numbers,
             "splat_capacity": f.splat_capacity, **shape,
         })  # fmt: skip
         self.pending = f.gpu.fetch(self.numbers)
-        try:
-            sorted_keys, order = torch.sort(keys, stable=True)
-        except torch.OutOfMemoryError as error:
-            raise FeaturesplatError(
-                f"out of memory on {f.device}: sorting {f.capacity} pairs of Gaussians and tiles",
-                "Use smaller images, fewer cameras a call or fewer Gaussians.",
-            ) from error
-        f.written = order if torch.are_deterministic_algorithms_enabled() else None
-        values = {
-            "tile_keys": sorted_keys, "order": order, "total": self.numbers, "all_tiles": f.all_tiles, **f.lists(),
-            **shape,
-        }  # fmt: skip
-        grid = blocks(max(f.capacity, f.all_tiles + 1), 256)
+        values = {"order": None, "total": self.numbers, "all_tiles": f.all_tiles, **f.lists(), **shape}
+        if torch.are_deterministic_algorithms_enabled():
+            f.written = torch.empty_like(ranks)
+            keys = sort_pairs(f, keys, None, self.numbers, f.written, f.all_tiles - 1)
+            values["order"] = f.written
+        else:
+            keys = sort_pairs(
+                f, keys, ranks, self.numbers, f.slab.tensor("list", f.capacity, torch.int32), f.all_tiles - 1
+            )
+        values["tile_keys"] = keys
+        grid = blocks(max(f.capacity if f.written is not None else 0, f.all_tiles + 1), 256)
         f.launch("make_lists", "tiles.cu", "ListsArgs", grid, 256, values)
         if self.masks:
             f.launch("make_masks", "tiles.cu", "ListsArgs", blocks(f.capacity, 256), 256, values)
 
 
-def _with_room(count: int) -> int:
+def with_room(count: int) -> int:
+    """A capacity for about so many: from one call to the next there may be a few more."""
     return count + count // 16
+
+
+def rounded(count: int) -> int:
+    """A capacity that stays the same while counts change a little."""
+    return max(1, blocks(count, _STEP)) * _STEP

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from featuresplat.raster import _cuda_options as options
-from featuresplat.raster._cuda_frame import Frame, blocks
+from featuresplat.raster._cuda_frame import Frame, blocks, rounded, with_room
 from featuresplat.raster._inputs import RasterInputs
 
 
@@ -39,13 +39,15 @@ def transpose(
     }  # fmt: skip
     constants |= options.lift_shape(dim, frame.gpu.shared_limit) if matrix else {"TILES": 1}
     values = {
-        **frame.lists(), "maps": maps, "last": last,
+        **frame.lists(), **_NOTHING_STORED, "maps": maps, "last": last,
         "scale": scale, "sums": targets[0] if targets else sums, "weights": targets[1] if targets else weights,
         "dim": dim, "width": frame.width, "height": frame.height, "tiles": frame.tiles,
         "tiles_x": frame.tiles_x, "alpha_max": s.alpha_max, "transmittance_min": s.transmittance_min,
     }  # fmt: skip
     grid = (frame.all_tiles, max(1, blocks(dim, 16 * constants["TILES"])))
-    if matrix:
+    if matrix and options.stores_weights(dim):
+        _by_stored_weights(frame, values, constants)
+    elif matrix:
         shared = options.lift_shared_bytes(constants["TILES"], constants["BATCH"])
         frame.launch("lift", "lift.cuh", "LiftArgs", grid, 256, values, constants, shared)
     else:
@@ -54,3 +56,52 @@ def transpose(
         for target, total, unit in zip((sums, weights), targets, scale, strict=True):
             if target is not None and total is not None:
                 target.add_((total.double() / unit).to(target.dtype))
+
+
+_NOTHING_STORED = {"farthest": None, "ends": None, "ids": None, "rows": None, "room": 0, "all_patches": 0}
+_ROW_BYTES = 128
+
+_rows_by_last_call: dict[tuple, int] = {}
+"""Pairs of patches and splats, by device and size of the images."""
+
+
+def _by_stored_weights(frame: Frame, values: dict, constants: dict) -> None:
+    """Queue the transpose in two steps: weights of all patches, then their product with every group of channels.
+
+    The number of weights is not known before: as for the tiles' lists, there is room for what the last call had, and a
+    call that has more is queued again. Until then its kernels do nothing.
+    """
+    f, patches = frame, 8 * frame.all_tiles
+    counts = f.empty("blending weights", (patches,), torch.int64)
+    farthest = f.empty("blending weights", (patches,), torch.int32)
+    ids = f.empty("blending weights", (f.capacity,), torch.int32)
+    weigh = {
+        **f.lists(), "last": values["last"], "farthest": farthest, "counts": counts, "ends": None, "ids": ids,
+        "rows": None, "room": 0, "patches": patches,
+        **{n: values[n] for n in ("width", "height", "tiles", "tiles_x", "alpha_max", "transmittance_min")},
+    }  # fmt: skip
+    of_weigh = {n: constants[n] for n in ("STOPS", "POWER")}
+    f.launch("count_rows", "weigh.cu", "WeighArgs", f.all_tiles, 256, weigh, of_weigh)
+    ends = torch.cumsum(counts, 0)
+    pending = f.gpu.fetch(ends[-1:])
+    hint = (f.device, f.cameras, f.tiles)
+    found = None
+    room = _rows_by_last_call.get(hint)
+    if room is None:
+        room = found = int(pending.wait())
+    groups = blocks(values["dim"], 16 * constants["TILES"])
+    shared = options.rows_shared_bytes(constants["TILES"], constants["BATCH"])
+    while True:
+        room = rounded(with_room(room))
+        rows = f.empty("blending weights", (room, _ROW_BYTES), torch.uint8)
+        weigh |= {"ends": ends, "rows": rows, "room": room}
+        f.launch("weigh", "weigh.cu", "WeighArgs", f.all_tiles, 256, weigh, of_weigh)
+        stored = {"farthest": farthest, "ends": ends, "ids": ids, "rows": rows, "room": room, "all_patches": patches}
+        grid = f.all_tiles * groups
+        f.launch("lift_rows", "lift.cuh", "LiftArgs", grid, 256, values | stored, constants, shared)
+        if found is None:
+            found = int(pending.wait())
+        _rows_by_last_call[hint] = found
+        if found <= room:
+            return
+        room = found

@@ -44,6 +44,17 @@ def lift_shape(dim: int, shared_limit: int) -> dict[str, int]:
     return {"TILES": 2, "BATCH": 16}
 
 
+def stores_weights(dim: int) -> bool:
+    """Whether blending weights are computed once for all groups of channels, and kept in memory between."""
+    return dim >= overrides.get("lift.STORED", 256)
+
+
+def rows_shared_bytes(tiles: int, batch: int) -> int:
+    """Size of ``SharedRows`` in lift_rows.cu."""
+    patches = 8
+    return patches * batch * (64 * tiles + 2 * 72) + 4 * batch + patches * 4 + patches * batch * 4
+
+
 def lift_shared_bytes(tiles: int, batch: int) -> int:
     """Size of ``Shared`` in lift.cu."""
     patches = 8
@@ -94,7 +105,7 @@ def deterministic() -> bool:
 
 def combinations(arch: int) -> list[tuple[str, dict[str, int]]]:
     """(file, constants) of the kernels that an architecture uses: not all of them, but one of each shape."""
-    plain = ("check.cu", "project.cu", "tiles.cu", "gather.cu", "queries.cu")
+    plain = ("check.cu", "project.cu", "sort.cu", "tiles.cu", "gather.cu", "queries.cu")
     found: list[tuple[str, dict[str, int]]] = [(f, {}) for f in plain]
     matrix, limit = int(arch >= 80), 1024 * SHARED_LIMITS.get(arch, 48)
     found += [("blend.cu", {"RGB": 1, "CHANNELS": c}) for c in (0, 3, FEW)]
@@ -112,6 +123,9 @@ def combinations(arch: int) -> list[tuple[str, dict[str, int]]]:
         for change in ({}, {"STOPS": 0, "POWER": 2, "WEIGHTS": 1}, {"ALIGNED": 0, "FIXED": 1}):
             if (file, lift | change | shape) not in found:
                 found.append((file, lift | change | shape))
+            if matrix and stores_weights(dim):
+                found.append(("lift_rows.cu", lift | change | shape))
+                found.append(("weigh.cu", {n: (lift | change)[n] for n in ("STOPS", "POWER")}))
     backward = {
         "COLORS": 1, "CHANNELS": 0, "WIDE": 0, "GEOMETRY": 1, "FEATURES_MOVE": 0, "ABSOLUTE": 0, "MATRIX": matrix,
         "ORDERED": 0, "ALIGNED": 1,

@@ -9,6 +9,7 @@ from featuresplat.raster import Contributions, WeightMatrix
 from featuresplat.raster._cuda_forward import empty_meta
 from featuresplat.raster._cuda_frame import Frame, make_frame
 from featuresplat.raster._cuda_lift import transpose
+from featuresplat.raster._cuda_memory import Cleared
 from featuresplat.raster._inputs import RasterInputs
 
 _UNIT = 2.0**40  # see queries.cu
@@ -35,8 +36,11 @@ def _launch(frame: Frame, inputs: RasterInputs, kernel: str, grid: int, **values
 
 def lift(inputs: RasterInputs, maps: Tensor, power: int) -> tuple[Tensor, Tensor]:
     """Sums [N, D] and weights [N]."""
-    frame = _frame(inputs)
-    sums = torch.zeros(frame.gaussians, maps.shape[-1], device=frame.device)
+    cleared = Cleared("the lifted features", inputs.means.new_empty(1).expand(len(inputs.means), maps.shape[-1]))
+    try:
+        frame = _frame(inputs)
+    finally:
+        sums = cleared.wait()
     weights = torch.zeros(frame.gaussians, device=frame.device)
     transpose(frame, inputs, maps, power, sums, weights, None)
     return sums, weights

@@ -150,7 +150,7 @@ def compile_file(
 def _read(module: Any, program: Any, get: str, size: str) -> bytes:
     status, count = getattr(module, size)(program)
     _check(status, size)
-    # NVRTC writes into this object. Never a single byte: Python keeps one b" " for everybody, and it would become b"\0".
+    # NVRTC writes into this object. Never a single byte: Python keeps one b" " for all, which would become b"\0".
     buffer = bytes(max(count, 2))
     (status,) = getattr(module, get)(program, buffer)
     _check(status, get)

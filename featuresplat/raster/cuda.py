@@ -43,7 +43,8 @@ class _Rasterize(torch.autograd.Function):
     def forward(ctx, inputs: RasterInputs, result: dict, *tensors):  # pyright: ignore
         held = _contiguous(inputs)
         rendered = _cuda_forward.render(held, keep=True)
-        result["meta"] = ctx.meta = rendered.meta
+        result["meta"] = rendered.meta
+        ctx.meta = rendered.meta if inputs.absgrad else None
         frame = rendered.frame
         # Tensors that came in or go out live on the graph, the engine's own with the frame.
         ctx.frame = frame
