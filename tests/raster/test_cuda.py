@@ -15,7 +15,7 @@ from contract import render
 
 import featuresplat as fs
 from featuresplat import FeaturesplatError
-from featuresplat.raster import _nvrtc, cuda
+from featuresplat.raster import _cuda_frame, _cuda_lift, _cuda_memory, _cuda_options, _nvrtc, cuda
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or cuda.unavailable() is not None, reason="needs an NVIDIA GPU"
@@ -44,6 +44,20 @@ def test_is_chosen_for_tensors_on_the_gpu(scene):
 
     assert backend_for(scene.means).__name__.endswith(".cuda")
     assert backend_for(scene.means.double()).__name__.endswith(".reference")
+
+
+def test_stored_weights_give_the_same_sums(make_scene, monkeypatch):
+    """Also when the call before had fewer of them, and with so many features that they are cleared on a stream beside."""
+    scene = make_scene(400, channels=300, cameras=2, width=70, height=50).to("cuda")
+    monkeypatch.setattr(_cuda_memory, "_AT_ONCE", 1)
+    _, expected = gradients(scene)
+    monkeypatch.setitem(_cuda_options.overrides, "lift.STORED", 1)
+    for _ in range(2):
+        same(expected, gradients(scene)[1], 1e-4)
+    for key in _cuda_lift._rows_by_last_call:
+        monkeypatch.setitem(_cuda_lift._rows_by_last_call, key, 0)
+    monkeypatch.setattr(_cuda_frame, "_STEP", 1)
+    same(expected, gradients(scene)[1], 1e-4)
 
 
 def test_another_stream(scene):
