@@ -47,7 +47,7 @@ def test_is_chosen_for_tensors_on_the_gpu(scene):
 
 
 def test_stored_weights_give_the_same_sums(make_scene, monkeypatch):
-    """Also when the call before had fewer of them, and with so many features that they are cleared on a stream beside."""
+    """Also when the call before had fewer, and with so many features that a stream beside clears them."""
     scene = make_scene(400, channels=300, cameras=2, width=70, height=50).to("cuda")
     monkeypatch.setattr(_cuda_memory, "_AT_ONCE", 1)
     _, expected = gradients(scene)
