@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,8 @@ def _trails(scene: Scene, camera: Cameras, request: RenderRequest) -> Tensor:
     time = _time_of(camera)
     rows = travellers(scene)
     past = torch.linspace(max(0.0, time - TAIL), time, POINTS).tolist()
-    places = torch.stack([scene.at(t).means[rows] for t in past], dim=1)  # [R, POINTS, 3]
+    some = scene.rows(rows)
+    places = torch.stack([some.at(t).means for t in past], dim=1)  # [R, POINTS, 3]
     uv, front = project(places, camera)
     image = Image.fromarray(to_bytes(rgb[0].clamp(0, 1)).cpu().numpy())
     draw = ImageDraw.Draw(image)
@@ -63,8 +65,22 @@ def _trails(scene: Scene, camera: Cameras, request: RenderRequest) -> Tensor:
     return torch.from_numpy(np.asarray(image).copy()).float()[None] / 255
 
 
+_known: dict[int, tuple[weakref.ref, Tensor]] = {}
+
+
 def travellers(scene: Scene) -> Tensor:
-    """Indices of Gaussians that show and move, spread over what moves; none in a scene that holds still."""
+    """Indices of Gaussians that show and move, spread over what moves; none in a scene that holds still.
+
+    Remembered as long as the scene lives: a film of trails asks for every picture.
+    """
+    key = id(scene)
+    found = _known.get(key)
+    if found is None or found[0]() is not scene:
+        found = _known[key] = (weakref.ref(scene, lambda _: _known.pop(key, None)), _travellers(scene))
+    return found[1]
+
+
+def _travellers(scene: Scene) -> Tensor:
     g = scene.at(0.5)
     way = sum(
         ((scene.at(t).means - g.means).norm(dim=1) for t in (0.0, 0.25, 0.75, 1.0)), torch.zeros(len(g)).to(g.means)
