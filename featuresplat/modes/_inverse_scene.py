@@ -70,7 +70,15 @@ def staged(scene: Scene, value) -> Stage:
 
 
 def _light_key(light: Light) -> tuple:
-    return (id(light.environment), tuple(light.lamps), light.turn, tuple(light.up), light.gain, light.samples)
+    return (
+        id(light.environment),
+        tuple(light.lamps),
+        light.turn,
+        tuple(light.up),
+        light.gain,
+        light.samples,
+        light.behind,
+    )
 
 
 def _remember(store: OrderedDict, key: tuple, value, alive) -> None:
@@ -251,7 +259,8 @@ def _render(scene: Scene, stage: Stage, camera: Cameras, request: RenderRequest)
 def _behind(scene: Scene, stage: Stage, rays: Tensor, request: RenderRequest, curve: str) -> Tensor:
     """[H, W, 3] behind the Gaussians: what was asked for, else the environment, else the scene's own background."""
     color = request.backgrounds
-    if color is None and bool(scene.mode_state["environment"]):
+    wanted = stage.light is not None and stage.light.behind
+    if wanted or (color is None and bool(scene.mode_state["environment"])):
         radiance = cubemap.sample(stage.cube, rays)
         return radiance if request.linear else tone.display(radiance, curve)
     color = torch.tensor(scene.info.get("background") or (0.0, 0.0, 0.0)) if color is None else color.reshape(-1, 3)[0]

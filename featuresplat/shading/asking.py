@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,8 +12,8 @@ from typing import Any
 import torch
 
 from featuresplat.errors import FeaturesplatError
-from featuresplat.shading import cubemap
-from featuresplat.shading.light import DEFAULT_SIZE, Lamp, Light, rotation_about
+from featuresplat.shading import cubemap, presets
+from featuresplat.shading.light import DEFAULT_SIZE, Lamp, Light, as_cubemap, rotation_about
 
 MOST_SAMPLES = 4096
 
@@ -30,7 +31,8 @@ def light_of(
     """The light that is asked for, or None where nothing is asked: the scene's own.
 
     Args:
-        environment: map, as `Light.of` takes it; None keeps the scene's own, turned and all.
+        environment: map, as `Light.of` takes it, or a name of `presets.PRESETS`; None keeps the scene's own, turned
+            and all.
         turn: degrees about ``up``, counter-clockwise seen from above.
         gain: factor on the environment's radiance; 0 leaves the point lights alone.
         up: world direction that the map's zenith is to point to; default +z, which is where maps have it.
@@ -55,11 +57,26 @@ def light_of(
     lamps = tuple(_lamp(p) for p in points)
     if environment is None and not (turn or gain != 1 or lamps or samples or up is not None):
         return None
-    light = Light() if environment is None else Light.of(environment, size)
+    light = Light() if environment is None else _map(environment, size)
     if up is not None and light.environment is not None:
         # The map is as its maker saw it, with its zenith along +z; that is to be up here.
         light = replace(light, environment=cubemap.turned(light.environment, _onto(axis)))
     return replace(light, turn=light.turn + turn, gain=light.gain * gain, up=axis, lamps=lamps, samples=samples)
+
+
+def _map(environment: Any, size: int) -> Light:
+    if isinstance(environment, (str, Path)) and not Path(environment).exists():
+        name = str(environment).lower()
+        if name in presets.PRESETS:
+            return Light(as_cubemap(presets.environment(name), size))
+        if not Path(environment).suffix:
+            close = difflib.get_close_matches(name, presets.PRESETS, n=1)
+            hint = f"Perhaps you meant '{close[0]}'. " if close else ""
+            raise FeaturesplatError(
+                f"light: there is no map and no preset '{environment}'.",
+                f"{hint}Presets: {', '.join(presets.PRESETS)}; or give an .hdr, .exr or .npy file.",
+            )
+    return Light.of(environment, size)
 
 
 def _lamp(numbers: Sequence[float]) -> Lamp:

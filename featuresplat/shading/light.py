@@ -46,6 +46,7 @@ class Light:
     up: the world's up axis.
     gain: factor on the environment.
     samples: per pixel and kind, for the Monte-Carlo option; 0 takes the fast forms.
+    behind: show the environment behind the scene, whatever background is asked for.
     """
 
     environment: Tensor | None = None
@@ -54,6 +55,7 @@ class Light:
     up: tuple[float, float, float] = (0.0, 0.0, 1.0)
     gain: float = 1.0
     samples: int = 0
+    behind: bool = False
 
     @staticmethod
     def of(value: Any, size: int = DEFAULT_SIZE) -> Light:

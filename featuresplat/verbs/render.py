@@ -54,7 +54,8 @@ def run(
         device: auto, cpu, cuda or cuda:N.
         field: Which field features and relevancy look at; default the one added last.
         prompt: What relevancy asks for.
-        light: Environment map (.npy, .hdr, .exr) for runs of mode inverse; default the run's own light.
+        light: Environment map (.npy, .hdr, .exr) for runs of mode inverse, or one of even, overcast, noon, evening,
+            studio, colours; default the run's own light.
         light_turn: Degrees to turn the environment about the vertical, counter-clockwise seen from above.
         light_gain: Factor on the environment; 0 leaves the point lights alone.
         light_up: World direction that is up, where it is not +z: the map's zenith goes there.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from featuresplat.errors import FeaturesplatError
-from featuresplat.shading import cubemap
+from featuresplat.shading import cubemap, presets
 from featuresplat.shading.asking import light_of
 from featuresplat.shading.light import Lamp, Light
 
@@ -96,6 +96,24 @@ def test_the_own_light_can_be_turned():
 def test_what_makes_no_sense(asked, says):
     with pytest.raises(FeaturesplatError, match=says):
         light_of(**asked)
+
+
+@pytest.mark.parametrize("name", list(presets.PRESETS))
+def test_lights_without_a_file(name):
+    sky = presets.environment(name, 64)
+    assert sky.shape == (64, 128, 3)
+    assert (sky >= 0).all()
+    light = light_of(name, size=32)
+    assert light is not None
+    cube = light.cube(torch.zeros(6, 32, 32, 3), 32)
+    up = (cubemap.directions(32)[..., 2:].clamp_min(0) * cube * cubemap.solid_angles(32)[..., None]).sum((0, 1, 2))
+    assert float(up.mean()) / math.pi == pytest.approx(presets.PRESETS[name].level, rel=0.03)
+
+
+def test_a_name_that_is_none():
+    with pytest.raises(FeaturesplatError) as caught:
+        light_of("studi")
+    assert "Perhaps you meant 'studio'" in str(caught.value.hint)
 
 
 def test_maps_of_8_bits_are_taken_with_a_warning():

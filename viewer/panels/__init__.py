@@ -1,8 +1,8 @@
 """The viewer's panels: one file, one panel, each with a function ``panel(app) -> Panel | None``.
 
 What a panel is made of is `featuresplat.controls`, plain data that any layer may use: a mode module and the modules of
-the fields' teachers contribute theirs by a function ``panel(app)`` of their own; a package from outside by an entry
-point of the group ``featuresplat.viewer.panels``.
+the fields' teachers contribute theirs by a function ``panel(app)`` of their own, which may answer with a list;
+a package from outside by an entry point of the group ``featuresplat.viewer.panels``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def panels_of(app: Any) -> list[Panel]:
             log.exception("the panel of %s cannot be made", name)
             continue
         if panel is not None:
-            found.append(panel)
+            found += panel if isinstance(panel, list) else [panel]
     return sorted(found, key=lambda p: p.order)
 
 
