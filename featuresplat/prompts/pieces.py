@@ -2,8 +2,7 @@
 
 The surface is gathered from many views as voxels. The plane that most of it lies on is the support (a table, a floor);
 what rises above it and hangs together is one object. Where an object meets its support, heights say little; there the
-labels spread over the graph of neighbouring Gaussians by a random walk that hardly crosses changes of colour
-(Grady, "Random Walks for Image Segmentation", 2006).
+labels spread over the graph of neighbouring Gaussians by a random walk that hardly crosses changes of colour (`walk`).
 """
 
 from __future__ import annotations
@@ -22,8 +21,9 @@ from torch import Tensor
 
 from featuresplat import registry
 from featuresplat.paths import focus_point
-from featuresplat.prompts.graph import Graph, graph_of
-from featuresplat.prompts.surface import Surface, smaller, splat, surface, unproject
+from featuresplat.prompts.graph import graph_of
+from featuresplat.prompts.surface import Surface, glance, smaller, unproject
+from featuresplat.prompts.walk import certain, walk
 from featuresplat.types import Cameras, Gaussians
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 VIEWS, PIXELS = 24, 30_000
 """How many views the surface is gathered from, and at how many pixels each."""
+SOLID = 0.3
+"""Weight of a pixel's heaviest Gaussians from which on it shows a surface."""
 VOXEL = 2.0
 """Edge of a voxel in pixels of a full view at the distance of the focus."""
 TOLERANCE = 0.01
@@ -39,8 +41,6 @@ CORE, LOW, DEEP = 2.0, 0.5, -8.0
 """Heights: what is above CORE is surely an object, what is below LOW the support; below DEEP is the rest."""
 SMALLEST, MOST = 80, 24
 """An object has at least so many voxels; at most so many objects are told apart."""
-CONTRAST = 60.0
-"""Fall of the walk's weights with the squared difference of colours."""
 
 
 @dataclass(frozen=True)
@@ -172,11 +172,13 @@ def _divide(scene: Scene, gaussians: Gaussians) -> Pieces:
         labels, count = _on_support(voxels, *plane)
         heights = (centres - plane[1]) @ plane[0] / voxels.tolerance
     seeds = _seeds(voxels, labels, count, centres, heights)
-    walked = walk(graph_of(gaussians.means), gaussians.colors, seeds, count + 2)
-    within = _within(voxels, centres, walked.argmax(1).numpy(), count)
-    within[heights < 0] = -1
-    hidden = torch.from_numpy((within >= 0).nonzero()[0])
-    walked[hidden] = torch.nn.functional.one_hot(torch.from_numpy(within)[hidden], count + 2).float()
+    graph = graph_of(gaussians.means)
+    walked = walk(graph, gaussians.colors, seeds, count + 2)
+    open_ = (~certain(graph, seeds) & (heights >= 0)).nonzero()[0]
+    within = _within(voxels, centres[open_], walked.argmax(1).numpy(), count)
+    hidden = torch.from_numpy(open_[within >= 0])
+    inside = torch.from_numpy(within[within >= 0])
+    walked[hidden] = torch.nn.functional.one_hot(inside, count + 2).float()
     sizes = np.bincount(labels[labels >= 0], minlength=count + 2)
     support = None if plane is None else (*plane, voxels.tolerance)
     return Pieces(walked.to(gaussians.means.device), torch.from_numpy(sizes), support)
@@ -188,7 +190,7 @@ def _gather(scene: Scene, gaussians: Gaussians) -> _Voxels:
     points, colors, views = [], [], []
     for i in np.unique(np.linspace(0, len(cameras) - 1, min(VIEWS, len(cameras))).round().astype(int)):
         camera = smaller(cameras[int(i)], PIXELS)
-        seen = surface(gaussians, camera, settings)
+        seen, mixed = glance(gaussians, camera, settings)
         views.append((camera, seen))
         step = np.zeros_like(seen.depth)
         for axis in (0, 1):
@@ -198,10 +200,9 @@ def _gather(scene: Scene, gaussians: Gaussians) -> _Voxels:
             step = np.maximum(step, np.pad(jump, pad))
             pad[axis] = (0, 1)
             step = np.maximum(step, np.pad(jump, pad))
-        smooth = (seen.weight > 0.5) & (seen.depth > 0) & (step < 10 * seen.depth / float(camera.Ks[0, 0, 0]))
-        mixed = splat(gaussians, camera, gaussians.colors, settings).cpu().numpy()
+        smooth = (seen.weight > SOLID) & (seen.depth > 0) & (step < 10 * seen.depth / float(camera.Ks[0, 0, 0]))
         points.append(unproject(seen.depth, camera)[smooth])
-        colors.append((mixed[..., :3] / np.maximum(mixed[..., 3:], 1e-6)).clip(0, 1)[smooth])
+        colors.append(mixed[smooth])
     xyz, rgb = np.concatenate(points), np.concatenate(colors)
     focus = focus_point(cameras).numpy()
     distance = float(np.median(np.linalg.norm(cameras.positions.double().cpu().numpy() - focus, axis=1)))
@@ -373,57 +374,3 @@ def _within(voxels: _Voxels, centres: np.ndarray, ids: np.ndarray, count: int) -
     best = votes[:, 1:-1].argmax(1) + 1 if count else np.zeros(len(centres), np.int64)
     enough = (frames >= 3) & (votes[np.arange(len(centres)), best] >= 0.75 * frames)
     return np.where(enough & (count > 0), best, -1)
-
-
-def walk(graph: Graph, colors: Tensor, seeds: np.ndarray, count: int, trust: float = 1.0) -> Tensor:
-    """Spread seeds over the graph: float32 [N, count], how likely a walk from each Gaussian ends at each label.
-
-    Args:
-        colors: [N, 3] in 0..1; edges weigh exp(-CONTRAST |difference|^2).
-        seeds: int64 [N] labels 0 .. count-1, -1 = none.
-        trust: weight of a seed against its neighbours; seeds may be overruled.
-    """
-    joined = graph.matrix(edge_weights(graph, colors))
-    held = np.where(seeds >= 0, trust, 0.0)
-    diagonal = np.asarray(joined.sum(1))[:, 0] + held + 1e-6
-    out = np.zeros((graph.count, count), np.float32)
-    for k in range(count):
-        target = held * (seeds == k)
-        if target.any():
-            out[:, k] = conjugate_gradients(joined, diagonal, target)
-    out = out.clip(0, 1)
-    out[out.max(1) < 1e-3, -1] = 1.0  # nothing reaches it
-    return torch.from_numpy(out / out.sum(1, keepdims=True))
-
-
-def edge_weights(graph: Graph, colors: Tensor) -> np.ndarray:
-    """[E]: near 1 between close neighbours of one colour, small across a change of colour or a gap."""
-    rgb = colors.detach().cpu().double().clamp(0, 1).numpy()
-    change = ((rgb[graph.rows] - rgb[graph.cols]) ** 2).sum(1)
-    spacing = float(np.median(graph.lengths)) if len(graph.lengths) else 1.0
-    return np.exp(-CONTRAST * change) * np.minimum(1, spacing / np.maximum(graph.lengths, 1e-12)) + 1e-4
-
-
-def conjugate_gradients(
-    joined: csr_matrix, diagonal: np.ndarray, target: np.ndarray, error: float = 1e-3, most: int = 150
-) -> np.ndarray:
-    """x with (diag - joined) x = target, to a relative ``error``; preconditioned by the diagonal.
-
-    In place of scipy's, whose products go through BLAS: its threads wait for each other on vectors this short.
-    """
-    x = target / diagonal
-    residual = target - (diagonal * x - joined @ x)
-    z = residual / diagonal
-    direction, rz = z.copy(), (residual * z).sum()
-    stop = error * np.sqrt((target * target).sum())
-    for _ in range(most):
-        if np.sqrt((residual * residual).sum()) <= stop:
-            break
-        moved = diagonal * direction - joined @ direction
-        step = rz / (direction * moved).sum()
-        x += step * direction
-        residual -= step * moved
-        z = residual / diagonal
-        before, rz = rz, (residual * z).sum()
-        direction = z + (rz / before) * direction
-    return x

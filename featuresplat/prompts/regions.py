@@ -14,8 +14,8 @@ import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from featuresplat.prompts import pieces
 from featuresplat.prompts.graph import graph_of
+from featuresplat.prompts.walk import conjugate_gradients, edge_weights, walk
 from featuresplat.types import Gaussians
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def grow(
     if outer.any():
         seeds = np.full(graph.count, -1)
         seeds[outer], seeds[inside] = 0, 1
-        return pieces.walk(graph, gaussians.colors, seeds, 2)[:, 1]
-    weights = pieces.edge_weights(graph, gaussians.colors)
+        return walk(graph, gaussians.colors, seeds, 2)[:, 1]
+    weights = edge_weights(graph, gaussians.colors)
     joined = graph.matrix(weights)
     degree = np.asarray(joined.sum(1))[:, 0]
     best, members = np.inf, np.zeros(graph.count, bool)
@@ -55,7 +55,7 @@ def grow(
         diagonal = degree * (1 + leak) + 1e-9
         start = np.zeros(graph.count)
         start[inside] = degree[inside]
-        reached = pieces.conjugate_gradients(joined, diagonal, leak * start, 1e-6, 400)
+        reached = conjugate_gradients(joined, diagonal, leak * start[:, None], 1e-6, 400, np.float64)[:, 0]
         looseness, order, size = _sweep(reached, graph.rows, graph.cols, weights, degree)
         if looseness < best:
             best, members = looseness, np.zeros(graph.count, bool)

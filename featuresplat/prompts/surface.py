@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from featuresplat.scene import Scene
 
 
+GLANCE = 8
+"""How many Gaussians of a pixel a glance looks at."""
+
+
 @dataclass(frozen=True)
 class Surface:
     """What one camera meets first.
@@ -86,6 +90,36 @@ def surface(gaussians: Gaussians, camera: Cameras, settings: raster.RasterSettin
     depths = (gaussians.means.double().cpu() @ viewmat[2, :3] + viewmat[2, 3]).numpy()
     depth = np.where(ids >= 0, depths[ids], 0.0)
     return Surface(depth.reshape(shape), total.reshape(shape), ids.reshape(shape), firm)
+
+
+def glance(
+    gaussians: Gaussians, camera: Cameras, settings: raster.RasterSettings, most: int = GLANCE
+) -> tuple[Surface, np.ndarray]:
+    """`surface` from the ``most`` heaviest Gaussians of each pixel alone, and the colours [H, W, 3] that they mix to.
+
+    Several times as fast; the depth differs by a hundredth or more in one pixel out of ten, mostly at edges of depth.
+    """
+    ids, weights = raster.topk(*_view(gaussians, camera), k=most, settings=settings)
+    flat, shares = ids[0].reshape(-1, most), weights[0].reshape(-1, most) * (ids[0].reshape(-1, most) >= 0)
+    flat = flat.clamp_min(0)
+    sums = torch.zeros(len(gaussians), device=shares.device).index_add_(0, flat.flatten(), shares.flatten())
+    firm = solid(gaussians, camera, sums)
+    shares = shares * firm[flat]
+    viewmat = camera.viewmats[0].to(gaussians.means)
+    depths = (gaussians.means @ viewmat[2, :3] + viewmat[2, 3])[flat]  # [P, K]
+    order = depths.argsort(dim=1)
+    run = shares.gather(1, order).cumsum(1)
+    total = run[:, -1]
+    at = order.gather(1, (run >= 0.5 * total[:, None]).to(torch.uint8).argmax(1, keepdim=True))
+    there = total > 1e-4
+    shape = (camera.height, camera.width)
+    met = torch.where(there, flat.gather(1, at)[:, 0], -1).view(shape)
+    depth = torch.where(there, depths.gather(1, at)[:, 0], 0.0).double().view(shape)
+    mixed = torch.einsum("pk,pkc->pc", shares, gaussians.colors[flat]) / total.clamp_min(1e-6)[:, None]
+    found = Surface(
+        depth.cpu().numpy(), total.double().view(shape).cpu().numpy(), met.cpu().numpy(), firm.cpu().numpy()
+    )
+    return found, mixed.view(*shape, 3).clamp(0, 1).cpu().numpy()
 
 
 def unproject(depth: np.ndarray, camera: Cameras) -> np.ndarray:

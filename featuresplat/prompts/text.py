@@ -203,8 +203,8 @@ def answers_text(found: FeatureField) -> bool:
     """Whether a field can be asked by text."""
     if found.text is not None:
         return True
-    if found.teacher not in registry.names("teachers"):
-        return False
+    if found.teacher not in registry.names("teachers") or found.info.get("teacher", {}).get("text") == "":
+        return False  # a folder of maps says with "" that it brought no phrases
     return hasattr(registry.load("teachers", found.teacher), "text_side")
 
 

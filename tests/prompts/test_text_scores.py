@@ -241,6 +241,12 @@ def test_a_field_without_text_says_so(world):
         text.ask(scene, "mug")
 
 
+def test_maps_that_came_without_phrases_say_so(world):
+    mute = FeatureField(torch.randn(len(world[0].gaussians), 4), "precomputed", info={"teacher": {"text": ""}})
+    with pytest.raises(FeaturesplatError, match=r"none of this scene's fields \(maps\)"):
+        text.ask(replace(world[0], fields={"maps": mute}), "mug")
+
+
 def test_the_last_field_that_answers_is_asked(world, asked):
     mute = FeatureField(torch.randn(len(world[0].gaussians), 4), "sam")
     both = replace(asked, fields={**asked.fields, "sam": mute})
