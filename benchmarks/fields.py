@@ -3,18 +3,21 @@
     python benchmarks/fields.py truth RUN SCENE      every lifting method, clean and mislabelled masks, several seeds
     python benchmarks/fields.py trained RUN SCENE    codes with decoders and codebooks against the lift
     python benchmarks/fields.py joint SCENE          Feature 3DGS's joint training against lifting, at a small size
+    python benchmarks/fields.py maps SCENE DIR       the same teacher as a folder for --teacher precomputed
     python benchmarks/fields.py speed RUN            seconds and peak memory of a 384-channel lift, 50,000 Gaussians
     python benchmarks/fields.py decoder RUN --teacher offline      reconstruction against the bound of the SVD
 
-The teacher of the first three is the truth itself: every pixel of a training view has the unit vector of its object's
-name. "Mislabelled" gives each mask of each view, with a chance of 30 %, the vector of another object. Text queries
-over all objects are scored on the held-out views by `featuresplat.masks_eval`: mIoU of pixels ("rendered"), and of
-the Gaussians whose own codes say so, rendered ("Gaussians"). Results go to benchmarks/results/fields-cpu.json.
+The teacher of the first three is the truth itself: every pixel of a training view has the sentence embedding of its
+object's name (all-MiniLM-L6-v2, 384 channels; extra `offline`). "Mislabelled" gives each mask of each view, with a
+chance of 30 %, the vector of another object; nothing else is random. Text queries over all objects are scored on the
+held-out views by `featuresplat.masks_eval`: mIoU of pixels ("rendered"), and of the Gaussians whose own codes say so,
+rendered ("Gaussians"). Results go to benchmarks/results/fields-cpu.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -28,7 +31,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from featuresplat import memory
 from featuresplat.config import load_config
@@ -39,6 +41,7 @@ from featuresplat.fields.lift import METHODS, lift
 from featuresplat.fields.maps import Maps, principal_axes, second_moment
 from featuresplat.masks_eval import TrueMask, measure_masks
 from featuresplat.scene import Scene
+from featuresplat.teachers._sentences import SentenceEncoder
 from featuresplat.trainer import train
 from featuresplat.types import FeatureField, TextTable
 
@@ -50,25 +53,28 @@ NOISE = 0.3
 
 
 class Clock:
-    """Wall and CPU seconds since it was made: on a busy machine the latter say more."""
+    """Wall and CPU seconds since it was made (on a busy machine the latter say more), and the peak of memory."""
 
     def __init__(self):
+        with contextlib.suppress(OSError):  # Linux forgets the peak so far
+            Path("/proc/self/clear_refs").write_text("5")
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
-    def read(self) -> tuple[float, float]:
-        return time.perf_counter() - self.wall, time.process_time() - self.cpu
+    def read(self) -> dict[str, float]:
+        cost = {"seconds": time.perf_counter() - self.wall, "cpu": time.process_time() - self.cpu}
+        return {**cost, "peak_memory_bytes": memory.peak()}
 
 
 class Truth:
-    """The instance masks of a scene, and a unit vector per object."""
+    """The instance masks of a scene, and the sentence embedding of each object's name."""
 
-    def __init__(self, folder: Path, channels: int, seed: int):
+    def __init__(self, folder: Path, seed: int = 0):
         self.folder = folder
         objects = json.loads((folder / "meta.json").read_text())["objects"]
         names = {o["index"]: o["name"] for o in objects}
         self.names = ["background", *(names[i] for i in range(1, max(names) + 1))]
         self.generator = torch.Generator().manual_seed(seed)
-        self.vectors = normalize(torch.randn(len(self.names), channels, generator=self.generator), dim=1)
+        self.vectors = SentenceEncoder().encode(self.names)
 
     def labels(self, name: str, size: tuple[int, int] | None = None) -> Tensor:
         image = Image.open(self.folder / "instance" / f"{Path(name).stem}.png")
@@ -97,16 +103,27 @@ class Truth:
             out[str(camera.names[0])] = {self.names[k]: TrueMask(labels == k) for k in there}
         return out
 
-    def score(self, scene: Scene, field: FeatureField) -> tuple[float, float]:
+    def write(self, folder: Path, shrink: int, share: float = 0.0) -> None:
+        """As a folder that `precomputed` reads: of every image, at a fraction of its size."""
+        folder.mkdir(parents=True, exist_ok=True)
+        phrases = {name: row for row, name in enumerate(self.names)}
+        described = {"name": "truth", "dim": self.vectors.shape[1], "phrases": phrases}
+        (folder / "teacher.json").write_text(json.dumps(described))
+        np.save(folder / "text.npy", self.vectors.numpy())
+        for path in sorted((self.folder / "instance").glob("*.png")):
+            with Image.open(path) as image:
+                size = image.width // shrink, image.height // shrink
+            labels = self.mislabelled(self.labels(path.name, size), share)
+            np.save(folder / f"{path.stem}.npy", self.vectors[labels].half().numpy())
+
+    def score(self, scene: Scene, field: FeatureField) -> dict[str, float]:
         """mIoU rendered and of Gaussians."""
         field.text = TextTable(tuple(self.names), self.vectors)
         field.teacher = "precomputed"
         asked = replace(scene, fields={"truth": field})
         masks = self.masks(scene)
-        return (
-            measure_masks(asked, masks)["miou"],
-            measure_masks(asked, masks, gaussians=True)["miou"],
-        )
+        rendered, gaussians = (measure_masks(asked, masks, gaussians=g) for g in (False, True))
+        return {"rendered": rendered["miou"], "gaussians": gaussians["miou"]}
 
 
 class TruthTeacher:
@@ -123,21 +140,19 @@ class TruthTeacher:
 def truth_table(args: argparse.Namespace) -> dict[str, Any]:
     scene = Scene.load(args.run)
     rows: dict[str, dict[str, dict[str, float]]] = {}
-    for seed in args.seeds:
-        for share in (0.0, NOISE):
-            truth = Truth(args.scene, args.channels, seed)
-            maps = truth.maps(scene, share)
-            for method in args.methods:
-                clock = Clock()
-                lifted = lift(scene, maps, method)
-                seconds, cpu = clock.read()
-                rendered, gaussians = truth.score(scene, FeatureField(lifted.codes, confidence=lifted.confidence))
-                row = rows.setdefault(f"{method}, {'mislabelled' if share else 'clean'}", {})
-                found = {"rendered": rendered, "gaussians": gaussians, "seconds": seconds, "cpu": cpu}
-                for key, value in found.items():
-                    row.setdefault(key, {})[str(seed)] = value
-                _say(f"seed {seed} noise {share} {method:8s}", rendered, gaussians, seconds, cpu)
-    return {"channels": args.channels, "noise": NOISE, "rows": rows}
+    for share, seed in [(n, s) for n in args.noise for s in (args.seeds if n else [0])]:  # clean masks know no chance
+        truth = Truth(args.scene, seed)
+        maps = truth.maps(scene, share)
+        for method in args.methods:
+            clock = Clock()
+            lifted = lift(scene, maps, method)
+            found = clock.read()
+            found |= truth.score(scene, FeatureField(lifted.codes, confidence=lifted.confidence))
+            row = rows.setdefault(f"{method}, {'mislabelled' if share else 'clean'}", {})
+            for key, value in found.items():
+                row.setdefault(key, {})[str(seed)] = value
+            _say(f"seed {seed} noise {share} {method:8s}", found)
+    return {"channels": truth.vectors.shape[1], "noise": NOISE, "rows": rows}
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -161,65 +176,61 @@ def table(rows: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def _say(what: str, rendered: float, gaussians: float, seconds: float, cpu: float) -> None:
-    print(f"{what} rendered {rendered:.4f} Gaussians {gaussians:.4f} {seconds:6.1f} s, CPU {cpu:.1f} s", flush=True)
+def _say(what: str, found: dict[str, float]) -> None:
+    cost = f"{found['seconds']:6.1f} s, CPU {found['cpu']:.1f} s, {found['peak_memory_bytes'] / 2**20:.0f} MiB"
+    print(f"{what} rendered {found['rendered']:.4f} Gaussians {found['gaussians']:.4f} {cost}", flush=True)
 
 
 def trained(args: argparse.Namespace) -> dict[str, Any]:
-    scene, truth = Scene.load(args.run), Truth(args.scene, args.channels, 0)
-    out: dict[str, Any] = {"channels": args.channels}
+    scene, truth = Scene.load(args.run), Truth(args.scene)
+    out: dict[str, Any] = {"channels": truth.vectors.shape[1], "rows": {}}
     for share in (0.0, NOISE):
         maps = truth.maps(scene, share)
         for name, config in (
-            ("lift mean", FieldConfig()),
+            ("384 channels, lift", FieldConfig()),
             ("8 channels, linear, lift", FieldConfig(dim=8)),
             ("8 channels, linear, trained", FieldConfig(dim=8, steps=args.steps)),
-            ("8 channels, MLP, trained", FieldConfig(dim=8, steps=0 if share else args.steps, decoder="mlp")),
+            ("8 channels, MLP, trained", FieldConfig(dim=8, steps=args.steps, decoder="mlp")),
+            ("32 channels, linear, trained", FieldConfig(dim=32, steps=args.steps)),
             ("codebook of 64, top 4", FieldConfig(codebook=64)),
         ):
-            if config.decoder == "mlp" and not config.steps:
-                continue
             clock = Clock()
             field = distill.make_fields(scene, [maps], [TruthTeacher(truth)], config)["precomputed"]  # pyright: ignore
-            seconds, cpu = clock.read()
-            rendered, gaussians = truth.score(scene, field)
-            row = {"rendered": rendered, "gaussians": gaussians, "seconds": seconds, "cpu": cpu, "steps": config.steps}
-            out[f"{name}, {'mislabelled' if share else 'clean'}"] = row
-            _say(f"noise {share} {name:30s}", rendered, gaussians, seconds, cpu)
-    out["peak_memory_bytes"] = memory.peak()
+            found = {**clock.read(), **truth.score(scene, field), "steps": config.steps}
+            out["rows"][f"{name}, {'mislabelled' if share else 'clean'}"] = found
+            _say(f"noise {share} {name:30s}", found)
     return out
 
 
 def joint(args: argparse.Namespace) -> dict[str, Any]:
     """Both from scratch on the same reduced images, the same steps."""
-    truth = Truth(args.scene, args.channels, 0)
-    out: dict[str, Any] = {"channels": args.channels, "steps": args.steps, "downscale": 4}
+    truth = Truth(args.scene)
+    out: dict[str, Any] = {"channels": truth.vectors.shape[1], "steps": args.steps, "downscale": 4, "rows": {}}
     with tempfile.TemporaryDirectory() as folder:
         maps = Path(folder) / "maps"
-        maps.mkdir()
-        words = {w: i for i, w in enumerate(truth.names)}
-        described = {"name": "truth", "dim": args.channels, "phrases": words}
-        (maps / "teacher.json").write_text(json.dumps(described))
-        np.save(maps / "text.npy", truth.vectors.numpy())
-        for path in sorted((args.scene / "instance").iterdir()):
-            labels = truth.labels(path.name, (100, 75))
-            np.save(maps / f"{path.stem}.npy", truth.vectors[labels].half().numpy())
-        for mode in ("static", "joint"):
+        truth.write(maps, 4)
+        for name, mode, dim in (
+            ("geometry, then lift", "static", 0),
+            ("joint, 384 channels", "joint", 0),
+            ("joint, 96 channels and a decoder", "joint", 96),
+        ):
             config = load_config("fast")
-            config.out, config.mode, config.steps = Path(folder) / mode, mode, args.steps
+            config.out, config.mode, config.steps = Path(folder) / f"{mode}{dim}", mode, args.steps
             config.data.downscale, config.model.budget, config.report, config.eval_views = 4, 20_000, False, 0
-            config.teacher = TeacherConfig("precomputed", maps)
+            config.teacher, config.field.dim = TeacherConfig("precomputed", maps), dim
             clock = Clock()
             scene = train(args.scene, config, progress=False)
-            seconds, cpu = clock.read()
-            rendered, gaussians = truth.score(scene, scene.field()[1])
+            found = clock.read()
             metrics = json.loads((config.out / "metrics.json").read_text())
-            row = {"rendered": rendered, "gaussians": gaussians, "seconds": seconds, "cpu": cpu}
-            row["psnr"] = metrics["test"]["psnr"]
-            row["peak_memory_bytes"] = memory.peak()
-            out["lift after" if mode == "static" else "joint"] = row
-            _say(f"{mode:7s} {metrics['test']['psnr']:.2f} dB", rendered, gaussians, seconds, cpu)
+            found |= {**truth.score(scene, scene.field()[1]), "psnr": metrics["test"]["psnr"]}
+            out["rows"][name] = {**found, "gaussian_count": len(scene.gaussians)}
+            _say(f"{name} {metrics['test']['psnr']:.2f} dB", found)
     return out
+
+
+def write_maps(args: argparse.Namespace) -> dict[str, Any]:
+    Truth(args.scene).write(args.folder, args.shrink)
+    return {}
 
 
 def speed(args: argparse.Namespace) -> dict[str, Any]:
@@ -233,18 +244,17 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     out: dict[str, Any] = {"gaussians": count, "views": len(cameras), "channels": args.channels}
     for name, one in (("map of every pixel", full), ("map of 32x24 cells", patch)):
         maps = Maps(cameras, args.channels, lambda i, one=one: one)
-        times, cpu = [], []
+        found = []
         for _ in range(args.repeat):
             clock = Clock()
             lift(scene, maps)
-            for found, into in zip(clock.read(), (times, cpu), strict=True):
-                into.append(found)
-        out[name] = {"median_seconds": statistics.median(times), "seconds": times, "cpu_seconds": cpu}
-        print(
-            f"{name}: {statistics.median(times):.2f} s ({min(times):.2f} at best), {min(cpu):.2f} s of CPU", flush=True
-        )
-    out["peak_memory_bytes"] = memory.peak()
-    print(f"peak memory {out['peak_memory_bytes'] / 2**20:.0f} MiB")
+            found.append(clock.read())
+        row: dict[str, Any] = {key: [one[key] for one in found] for key in ("seconds", "cpu")}
+        row |= {"median_seconds": statistics.median(row["seconds"])}
+        row |= {"peak_memory_bytes": found[-1]["peak_memory_bytes"]}
+        out[name] = row
+        peak = f"{row['peak_memory_bytes'] / 2**20:.0f} MiB"
+        print(f"{name}: median {row['median_seconds']:.2f} s, CPU {min(row['cpu']):.2f} s, {peak}", flush=True)
     return out
 
 
@@ -287,22 +297,31 @@ def decoder(args: argparse.Namespace) -> dict[str, Any]:
     return out
 
 
+PARTS = {
+    "truth": truth_table, "trained": trained, "joint": joint, "maps": write_maps, "speed": speed, "decoder": decoder
+}  # fmt: skip
+
+
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
-    for name in ("truth", "trained", "joint", "speed", "decoder"):
+    for name in PARTS:
         part = parts.add_parser(name)
-        if name != "joint":
+        if name not in ("joint", "maps"):
             part.add_argument("run", type=Path)
-        if name in ("truth", "trained", "joint"):
+        if name in ("truth", "trained", "joint", "maps"):
             part.add_argument("scene", type=Path)
-        part.add_argument("--channels", type=int, default=384 if name == "speed" else 32)
+        if name == "maps":
+            part.add_argument("folder", type=Path)
+            part.add_argument("--shrink", type=int, default=2, help="divide the size of the maps by this")
         if name == "truth":
             part.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+            part.add_argument("--noise", type=float, nargs="+", default=[0.0, NOISE])
             part.add_argument("--methods", nargs="+", default=list(METHODS))
         if name in ("trained", "joint"):
             part.add_argument("--steps", type=int, default=300 if name == "trained" else 2000)
         if name == "speed":
+            part.add_argument("--channels", type=int, default=384)
             part.add_argument("--count", type=int, default=50_000)
             part.add_argument("--repeat", type=int, default=5)
         if name == "decoder":
@@ -316,8 +335,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     torch.set_num_threads(args.threads)
-    parts = {"truth": truth_table, "trained": trained, "joint": joint, "speed": speed, "decoder": decoder}
-    found = parts[args.part](args)
+    found = PARTS[args.part](args)
+    if not found:
+        return
     everything = json.loads(args.json.read_text()) if args.json.is_file() else {}
     found = {**provenance(args.threads), **found}
     everything[args.part] = merged(everything.get(args.part, {}), found) if args.part == "truth" else found
