@@ -46,6 +46,7 @@ from featuresplat.trainer import train
 from featuresplat.types import FeatureField, TextTable
 
 sys.path.insert(0, str(Path(__file__).parent))
+from command import MACHINE, command
 from rasterize import provenance
 
 RESULTS = Path(__file__).parent / "results" / "fields-cpu.json"
@@ -339,7 +340,7 @@ def main(argv: list[str] | None = None) -> None:
     if not found:
         return
     everything = json.loads(args.json.read_text()) if args.json.is_file() else {}
-    found = {**provenance(args.threads), **found}
+    found = {**provenance(args.threads), "shared": MACHINE, "command": command(), **found}
     everything[args.part] = merged(everything.get(args.part, {}), found) if args.part == "truth" else found
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(everything, indent=1) + "\n")

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +30,10 @@ from featuresplat.masks_eval import TrueMask, read_masks
 from featuresplat.prompts import instances, pieces, spatial, text
 from featuresplat.scene import Scene
 from featuresplat.types import Cameras, FeatureField, Gaussians, TextTable
+
+sys.path.insert(0, str(Path(__file__).parent))
+from command import MACHINE, command
+from rasterize import provenance
 
 RESULTS = Path(__file__).parent / "results" / "prompts-cpu.json"
 SMALLEST = 400  # pixels of an object in a view, for it to count
@@ -53,6 +56,7 @@ def main() -> None:
     scene = Scene.load(args.run)
     truth = read_masks(args.masks, scene) if args.masks else read_instances(args.instances, scene)
     name = Path(scene.info.get("source", args.run)).name
+    torch.set_num_threads(1)
     if args.without_pieces:
         spatial._by_pieces = lambda *_: None
         name += "-without-pieces"
@@ -82,10 +86,10 @@ def iou(a: torch.Tensor, b: torch.Tensor) -> float:
 def clicks(scene: Scene, truth: dict[str, dict[str, TrueMask]], views: int, points: int) -> dict:
     """Per object and kind of prompt: mean, median and worst over prompts of the mean IoU over all other views."""
     rng = np.random.default_rng(0)
-    began = time.perf_counter()
+    began = time.perf_counter(), time.process_time()
     pieces.pieces_of(scene, scene.gaussians)
-    first = time.perf_counter() - began
-    out: dict = {"seconds_first": round(first, 2), "objects": {}}
+    first, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
+    out: dict = {"seconds_first": round(first, 2), "cpu_seconds_first": round(cpu, 2), "objects": {}}
     for label in sorted({name for masks in truth.values() for name in masks}):
         shown = [(v, m[label].mask) for v, m in truth.items() if label in m and int(m[label].mask.sum()) >= SMALLEST]
         if len(shown) < 2:
@@ -93,14 +97,15 @@ def clicks(scene: Scene, truth: dict[str, dict[str, TrueMask]], views: int, poin
         chosen = [shown[i] for i in np.unique(np.linspace(0, len(shown) - 1, views).round().astype(int))]
         entry = {}
         for kind in ("click", "box"):
-            scores, worst, seconds = [], [], []
+            scores, worst, seconds, cpu = [], [], [], []
             for view, mask in chosen:
                 camera = camera_of(scene, view, mask)
-                prompts = points_in(mask, points, rng) if kind == "click" else [{"box": box_of(mask)}]
+                prompts: list[dict[str, Any]] = points_in(mask, points, rng) if kind == "click" else [{"box": box_of(mask)}]
                 for prompt in prompts:
-                    began = time.perf_counter()
+                    began = time.perf_counter(), time.process_time()
                     found = spatial.select_points(scene, camera, **prompt)
-                    seconds.append(time.perf_counter() - began)
+                    seconds.append(time.perf_counter() - began[0])
+                    cpu.append(time.process_time() - began[1])
                     others = [
                         iou(spatial.mask_of(scene, camera_of(scene, v, m), found.selection), m)
                         for v, m in shown
@@ -115,6 +120,7 @@ def clicks(scene: Scene, truth: dict[str, dict[str, TrueMask]], views: int, poin
                 "worst_prompt": round(min(scores), 4),
                 "worst_view": round(min(worst), 4),
                 "seconds_median": round(statistics.median(seconds), 3),
+                "cpu_seconds_median": round(statistics.median(cpu), 3),
             }
             print(f"{label:22} {kind:5}", *(f"{k} {v}" for k, v in entry[kind].items()), flush=True)
         out["objects"][label] = entry
@@ -125,7 +131,7 @@ def clicks(scene: Scene, truth: dict[str, dict[str, TrueMask]], views: int, poin
     return out
 
 
-def points_in(mask: torch.Tensor, count: int, rng: np.random.Generator) -> list[dict]:
+def points_in(mask: torch.Tensor, count: int, rng: np.random.Generator) -> list[dict[str, Any]]:
     """The innermost pixel, and random ones a few pixels inside."""
     depth = np.asarray(distance_transform_edt(mask.numpy()))
     y, x = np.unravel_index(int(depth.argmax()), depth.shape)
@@ -192,11 +198,8 @@ def speed(count: int = 100_000, channels: int = 512, prompts: int = 10, repeats:
 def record(path: Path, name: str, values: dict) -> None:
     """Merge one table into the file."""
     known = json.loads(path.read_text()) if path.is_file() else {}
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
-    known[name] = {**values, "machine": machine, "commit": commit.stdout.strip()}
+    said = {**provenance(torch.get_num_threads()), "shared": MACHINE, "command": command()}
+    known[name] = {**said, **values}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 

@@ -1,10 +1,12 @@
-"""How well a teacher finds what it is asked for: RUN is a finished run, SCENE its data with true instance masks.
+"""How well a teacher finds what it is asked for: RUN is a finished run, SCENE its data with true masks.
 
     python benchmarks/teachers.py RUN SCENE                      the offline teacher
     python benchmarks/teachers.py RUN SCENE --teacher clip --path WEIGHTS
+    python benchmarks/teachers.py RUN SCENE --masks DIR --ask "toy_dinosaur=teddy bear"
 
-The prompts are the names of the scene's objects (meta.json), nothing else is known. For each object, over the held-out
-views: the IoU of its mask (LangSplat's rule on the relevancy) and the localisation (is the best pixel on it), from
+The prompts are the names of the scene's objects (meta.json and instance/*.png), or the labels of <view>/<label>.png in
+--masks; --ask asks for a label in other words. Nothing else is known. For each object, over the held-out views: the IoU
+of its mask (LangSplat's rule on the relevancy) and the localisation (is the best pixel on it), from
 
 - "photo": the teacher's own map of the held-out photograph;
 - "field": the maps of the training views lifted onto the Gaussians and rendered;
@@ -31,12 +33,15 @@ from torch import Tensor
 from featuresplat.config_fields import FieldConfig, TeacherConfig
 from featuresplat.datasets import load_dataset
 from featuresplat.fields.distill import distill
-from featuresplat.masks_eval import TrueMask, _Tally, measure_masks
+from featuresplat.masks_eval import TrueMask, _Tally, measure_masks, read_masks
 from featuresplat.prompts import text
+from featuresplat.prompts.photographs import full_size_views
+from featuresplat.query import Prompt, query_scene
 from featuresplat.scene import Scene
 from featuresplat.teachers import make_teacher
 
 sys.path.insert(0, str(Path(__file__).parent))
+from command import MACHINE, command
 from rasterize import provenance
 
 RESULTS = Path(__file__).parent / "results" / "teachers-cpu.json"
@@ -51,6 +56,10 @@ def main() -> None:
     parser.add_argument("--model", default="")
     parser.add_argument("--size", type=int, default=0)
     parser.add_argument("--lift", default="mean")
+    parser.add_argument("--masks", type=Path, help="folder of true masks, as featuresplat eval takes them")
+    parser.add_argument("--ask", nargs="+", default=[], metavar="LABEL=PHRASE")
+    parser.add_argument("--cache", type=Path, help="keep the maps there; default: nowhere")
+    parser.add_argument("--pictures", type=Path, help="folder for pictures of what was found in the held-out views")
     parser.add_argument("--keep", action="store_true", help="write the row to the results")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -58,7 +67,9 @@ def main() -> None:
     print(table(row))
     if args.keep:
         found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
-        found["rows"][f"{args.scene.name} {args.teacher}"] = row
+        asked = f", {', '.join(args.ask)}" if args.ask else ""
+        row |= {"shared": MACHINE, "command": command(), "commit": provenance(1)["commit"]}
+        found["rows"][f"{args.scene.name} {args.teacher}{asked}"] = row
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps({**provenance(1), **found}, indent=1) + "\n")
 
@@ -68,9 +79,15 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     scene, dataset = Scene.load(args.run), load_dataset(args.scene)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as cache:
-        scene = distill(scene, dataset, config, FieldConfig(lift=args.lift, cache=Path(cache)))
+        scene = distill(scene, dataset, config, FieldConfig(lift=args.lift, cache=args.cache or Path(cache)))
     seconds = time.perf_counter() - began
-    masks = true_masks(args.scene, scene)
+    masks = true_masks(args.scene, scene) if args.masks is None else read_masks(args.masks, scene)
+    words = dict(pair.replace("_", " ").split("=", 1) for pair in args.ask)
+    masks = {view: {words.get(word, word): mask for word, mask in found.items()} for view, found in masks.items()}
+    if args.pictures is not None:
+        prompts = tuple(sorted({word for found in masks.values() for word in found}))
+        views = full_size_views(scene, list(masks))
+        query_scene(scene, Prompt(prompts), views, overlays=args.pictures)
     photo, cpu = of_photographs(scene, dataset, config, masks)
     out = {
         "photo": photo,
