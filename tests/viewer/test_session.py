@@ -10,6 +10,7 @@ from wire import until
 
 from featuresplat.controls import Button, Choice, Note, Panel, Slider, Text
 from featuresplat.viewer import panels
+from featuresplat.viewer.panels.view import rounded
 
 GREY_ENOUGH = 0.12
 
@@ -228,6 +229,16 @@ def test_crop_box_size_background_and_detail(browser):
     browser.size = (640, 480)
     browser.send_camera()
     until(lambda: settled(browser).shape == (240, 320, 3))
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 3e5])
+def test_the_crop_box_has_limits_that_can_be_read(scale):
+    low, high = [-6.19005 * scale, -0.0031274 * scale, 1.23456 * scale], [6.18597 * scale, 0.0045 * scale, 2.2 * scale]
+    lower, upper = rounded(low, high)
+    for a, b, x, y in zip(low, high, lower, upper, strict=True):
+        assert x <= a < b <= y
+        assert y - x < 1.3 * (b - a)
+        assert all(v == pytest.approx(float(f"{v:.3g}"), rel=1e-9) for v in (x, y))
 
 
 def test_home_and_field_of_view(browser):

@@ -12,7 +12,7 @@ from ..document import checked_phrase
 
 AUTO = "The last one that answers text"
 HISTORY = 20
-NOTHING = "Earlier questions"
+NOTHING = "-"
 
 
 def panel(app: Any) -> Panel:
@@ -21,12 +21,13 @@ def panel(app: Any) -> Panel:
         [
             Text("Look for", lambda s: ", ".join(p.text for p in s.state.prompts), ask,
                  hint="What to look for, e.g. a red mug. Commas make several questions, each in its colour"),
-            Choice(NOTHING, lambda s: (NOTHING, *s.history), get=lambda s: NOTHING, set=_again,
+            Choice("Earlier questions", lambda s: (NOTHING, *s.history), get=lambda s: NOTHING, set=_again,
                    when=lambda s: bool(s.history)),
             Text("But not", lambda s: ", ".join(s.state.negatives), _not, hint="What it must not be, e.g. a table"),
             Swatches(lambda s: [(p.color, p.text) for p in s.state.prompts], when=_asked),
             Choice("Heat map", _names, get=_shown, set=_show, when=_asked),
-            Ramp(lambda s: ("0 no match", "1 match"), when=lambda s: _asked(s) and s.look.prompt >= 0),
+            Ramp(lambda s: ("0 no match", "1 match"),
+                 when=lambda s: _asked(s) and s.look.kind == "relevancy" and s.look.prompt >= 0),
             Check("Own threshold", lambda s: s.state.threshold is not None, _own, when=_asked,
                   hint="Off: the field's own rule decides what is a match"),
             Slider("Threshold", 0.0, 1.0, 0.01, lambda s: 0.5 if s.state.threshold is None else s.state.threshold,

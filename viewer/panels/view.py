@@ -19,7 +19,7 @@ AXES = "xyz"
 
 
 def panel(app: Any) -> Panel:
-    low, high = (t.tolist() for t in bounds(app.document.scene))
+    low, high = rounded(*(t.tolist() for t in bounds(app.document.scene)))
     crop = []
     for axis in range(3):
         for end, word in ((0, "from"), (1, "to")):
@@ -61,8 +61,9 @@ def panel(app: Any) -> Panel:
                 Note("W A S D move, Q and E go down and up."),
             ], open=False),
             Group("Crop box", [
-                Check("Only what is inside", lambda s: s.look.crop is not None,
-                      lambda s, v: s.show(crop=(tuple(low), tuple(high)) if v else None)),
+                Check("Crop", lambda s: s.look.crop is not None,
+                      lambda s, v: s.show(crop=(tuple(low), tuple(high)) if v else None),
+                      hint="Only what is inside is shown"),
                 *crop,
             ], open=False),
         ],
@@ -152,8 +153,19 @@ def _set_fov(s: Any, degrees: float) -> None:
     s.client.camera.fov = math.radians(degrees)
 
 
+def rounded(low: list[float], high: list[float]) -> tuple[list[float], list[float]]:
+    """The corners of a box, a little further apart: in numbers of few digits, as people read them."""
+    sides = [max(b - a, 1e-6) for a, b in zip(low, high, strict=True)]
+    digits = [1 - math.floor(math.log10(side)) for side in sides]
+    grid = [10.0**-d for d in digits]
+    lower = [round(math.floor(x / g) * g, max(d, 0)) for x, g, d in zip(low, grid, digits, strict=True)]
+    upper = [round(math.ceil(x / g) * g, max(d, 0)) for x, g, d in zip(high, grid, digits, strict=True)]
+    return lower, upper
+
+
 def _crop_slider(axis: int, end: int, label: str, low: list[float], high: list[float]) -> Slider:
-    step = max((high[axis] - low[axis]) / 200, 1e-6)
+    side = high[axis] - low[axis]
+    step = 10.0 ** math.floor(math.log10(side / 100))
 
     def get(s: Any) -> float:
         return s.look.crop[end][axis] if s.look.crop else (low, high)[end][axis]
