@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featuresplat import raster
+from featuresplat import raster, registry
 from featuresplat.datasets import Dataset, load_dataset
 from featuresplat.errors import FeaturesplatError
 from featuresplat.io.atomic import atomic_write_json
@@ -96,6 +96,8 @@ def measure(scene: Scene, dataset: Dataset, backend: str | None = None) -> dict[
         images.append({"name": name, **found})
         perceptual.append(found["lpips"])
     training = scene.info.get("training", {})
+    module = registry.load("modes", scene.mode)
+    own = module.measure(scene, dataset, backend) if hasattr(module, "measure") else None
     return {
         "format": FORMAT,
         "test": {
@@ -110,7 +112,7 @@ def measure(scene: Scene, dataset: Dataset, backend: str | None = None) -> dict[
         "peak_memory_bytes": training.get("peak_memory_bytes"),
         "backend": training.get("backend") or _backend_name(scene, backend),
         "versions": versions(),
-    }
+    } | ({} if own is None else {scene.mode: own})
 
 
 def rendered_views(

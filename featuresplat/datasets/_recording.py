@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from featuresplat.errors import FeaturesplatError
 from featuresplat.types import PointCloud
@@ -89,6 +91,7 @@ class Frame:
         depth_scale: scene units per step of an integer depth map.
         time: in 0..1 or None.
         split: "train", "test" or None where the data does not say.
+        alpha: reads the opacity, uint8 [H, W] in the file's size, where it does not lie in the photograph itself.
     """
 
     image_path: Path
@@ -101,6 +104,7 @@ class Frame:
     depth_scale: float = 1e-3
     time: float | None = None
     split: str | None = None
+    alpha: Callable[[], Tensor] | None = None
 
 
 @dataclass

@@ -50,6 +50,8 @@ class DiskViews:
         """Decode frame ``i``."""
         frame, lens, size = self.frames[i], self.lenses[i], self.sizes[i]
         rgb, alpha = read_upright(frame.image_path, lens)
+        if frame.alpha is not None:
+            alpha = _fitting(frame, frame.alpha(), rgb)
         if alpha is not None and bool((alpha == 255).all()):
             alpha = None
         mask = None if frame.mask_path is None else _read_mask(frame.mask_path, lens)
@@ -189,6 +191,21 @@ def read_depth(path: Path, scale: float) -> np.ndarray:
         )
     depth = values.astype(np.float32) * np.float32(scale)
     return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
+
+
+def _fitting(frame: Frame, alpha: Tensor, rgb: Tensor) -> Tensor:
+    """An opacity from elsewhere.
+
+    Raises:
+        FeaturesplatError: it is of another size than the photograph.
+    """
+    if alpha.shape != rgb.shape[:2]:
+        raise FeaturesplatError(
+            f"{frame.image_path}: expected a mask of its size, {rgb.shape[1]}x{rgb.shape[0]}, got "
+            f"{alpha.shape[1]}x{alpha.shape[0]}.",
+            "Store the mask in the size of the image.",
+        )
+    return alpha
 
 
 def _read_mask(path: Path, lens: Lens) -> Tensor:

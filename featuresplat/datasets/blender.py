@@ -13,6 +13,7 @@ from typing import Any
 from featuresplat.config import DataConfig
 from featuresplat.datasets import transforms
 from featuresplat.datasets._recording import Recording
+from featuresplat.datasets._truths import Truths, ViewTruth, alpha_of, normals_of, then
 from featuresplat.errors import FeaturesplatError
 
 ORDER = 30
@@ -45,3 +46,21 @@ def read(path: Path, config: DataConfig, progress: Any = None) -> Recording:
     # Without a test file nothing is the data's own split: every n-th is held out then.
     recording.own_split = len(files) > 1
     return recording
+
+
+def truths(path: Path) -> Truths:
+    """Normals of the test views, where ``r_0_normal.png`` lies beside ``r_0.png``: world frame, (n + 1) / 2.
+
+    So they do in Shiny Blender (``internal/datasets.py`` of github.com/google-research/multinerf, class Blender).
+    """
+    file = path / "transforms_test.json"
+    if not file.is_file():
+        return Truths()
+    recording = transforms.read_files({"test": file})
+    views = {}
+    for frame in recording.frames:
+        normal = frame.image_path.with_name(f"{frame.image_path.stem}_normal.png")
+        if normal.is_file():
+            name = f"{frame.image_path.parent.name}/{frame.image_path.name}"
+            views[name] = ViewTruth(then(frame.image_path, alpha_of), normal=then(normal, normals_of))
+    return Truths(views)

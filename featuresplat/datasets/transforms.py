@@ -16,6 +16,7 @@ import numpy as np
 
 from featuresplat.config import DataConfig
 from featuresplat.datasets._recording import Frame, Lens, Recording, check_images, find_mask, rigid
+from featuresplat.datasets._truths import Truths, folder_truths
 from featuresplat.errors import FeaturesplatError
 from featuresplat.io.ply import read_point_cloud
 from featuresplat.types import PointCloud
@@ -48,6 +49,12 @@ def read(path: Path, config: DataConfig, progress: Any = None) -> Recording:
     if not files:
         raise FeaturesplatError(f"{path}: there is no transforms.json.", f"Expected {LAYOUT}.")
     return read_files(files)
+
+
+def truths(path: Path) -> Truths | None:
+    """What lies beside the images: see `featuresplat.datasets._truths.folder_truths`."""
+    found = folder_truths(path if path.is_dir() else path.parent)
+    return found
 
 
 def read_files(files: dict[str, Path]) -> Recording:

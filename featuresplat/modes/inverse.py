@@ -149,7 +149,7 @@ class Mode(static.Mode):
         assert self.sides is not None
         occluders = self.baked.occluders if self.baked is not None else None
         views = self._views()
-        vivid = solve.vividness(solve.lifted(g, self.sides, views, occluders))
+        vivid = solve.vividness(solve.lifted(g, self.sides, views, None, None))
         vivid = ((vivid - solve.VIVID) / solve.VIVID).clamp(0, 1)
         cube, color = solve.projected(g, self.sides, vivid, views, occluders, self.light.cube())
         self.light.set(cube.clamp_min(1e-3).log())
@@ -164,11 +164,11 @@ class Mode(static.Mode):
         p, g = self.gaussian_params, self.at().detach()
         assert self.sides is not None
         occluders = self.baked.occluders if self.baked is not None else None
-        samples = solve.lifted(g, self.sides, self._views(), occluders)
-        near = solve.neighbour_means(g.means, self.sides)
-        guess = solve.searched(
-            samples, self.light, self._received(self.sides), None if self.baked is None else self.baked.cells, near
+        samples = solve.lifted(
+            g, self.sides, self._views(), occluders, None if self.baked is None else self.baked.cells
         )
+        near = solve.neighbour_means(g.means, self.sides)
+        guess = solve.searched(samples, self.light, self._received(self.sides), near)
         p["base_color"].copy_(_logit(guess.base_color))
         p["roughness"].copy_(_logit(guess.roughness[:, None]))
         p["metallic"].copy_(_logit(guess.metallic[:, None].clamp(0.1, 0.9)))
@@ -385,6 +385,7 @@ from featuresplat.modes._inverse_edits import joined as joined  # noqa: E402
 from featuresplat.modes._inverse_edits import moved as moved  # noqa: E402
 from featuresplat.modes._inverse_edits import radiating as radiating  # noqa: E402
 from featuresplat.modes._inverse_edits import recolored as recolored  # noqa: E402
+from featuresplat.modes._inverse_eval import measure as measure  # noqa: E402
 from featuresplat.modes._inverse_files import ENDINGS as ENDINGS  # noqa: E402
 from featuresplat.modes._inverse_files import columns as columns  # noqa: E402
 from featuresplat.modes._inverse_files import from_columns as from_columns  # noqa: E402

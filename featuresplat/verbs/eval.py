@@ -18,7 +18,8 @@ def run(
     device: str = "auto",
     quiet: Flag = False,
 ) -> None:
-    """Measure a run on its test views: PSNR, SSIM and, where it is installed, LPIPS; and its answers to text.
+    """Measure a run on its test views: PSNR, SSIM and, where it is installed, LPIPS; its answers to text; and, of
+    runs of mode inverse, materials and relit pictures where the data set has their truth.
 
     Args:
         run: Folder that train made; its metrics.json is written anew.
@@ -38,6 +39,8 @@ def run(
     bar = None if quiet else progress
     metrics = measure(folder, device=str(usable_device(device)), progress=bar, **how)
     _table(metrics)
+    if "inverse" in metrics:
+        _materials_table(metrics["inverse"])
     if masks is not None:
         _mask_table(metrics["masks"])
     print(f"written to {folder / 'metrics.json'}")
@@ -45,6 +48,21 @@ def run(
 
 def _number(value: float | None, digits: int) -> str:
     return "n/a" if value is None else f"{value:.{digits}f}"
+
+
+def _materials_table(found: dict) -> None:
+    """Materials and relit pictures against their truth."""
+    rows = [
+        ("albedo", found.get("albedo_psnr"), "dB", 2),
+        ("normal", found.get("normal_degrees"), "degrees", 2),
+        ("roughness", found.get("roughness_error"), "mean error", 3),
+        ("metallic", found.get("metallic_error"), "mean error", 3),
+        *((f"under {name}", r["psnr"], "dB", 2) for name, r in found.get("relit", {}).items()),
+    ]
+    for name, value, unit, digits in rows:
+        if value is not None:
+            print(f"{name}: {value:.{digits}f} {unit}")
+    print(f"({found['protocol']})")
 
 
 def _mask_table(masks: dict) -> None:
