@@ -26,7 +26,7 @@ from featuresplat.errors import FeaturesplatError
 from featuresplat.prompts import affinity, regions, segmenters
 from featuresplat.prompts.pieces import Pieces, pieces_of
 from featuresplat.prompts.selection import Selection
-from featuresplat.prompts.surface import smaller, snapshot, splat, surface, unproject
+from featuresplat.prompts.surface import met, smaller, snapshot, splat, surface, unproject
 from featuresplat.types import Cameras, Gaussians
 
 if TYPE_CHECKING:
@@ -60,19 +60,17 @@ class Prompted:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A prompt in the pixels of ``camera``, and what that camera sees."""
+    """A prompt in the pixels of ``camera``; places [K, 3] are where its points meet the surface."""
 
     camera: Cameras
     points: list[tuple[float, float]]
     labels: list[int]
     box: Box | None
-    depth: np.ndarray
-    places: np.ndarray  # [H, W, 3] the surface
+    places: np.ndarray
 
     def at(self, label: int) -> np.ndarray:
         """float64 [K, 3] places of the points of one label."""
-        chosen = [(int(y), int(x)) for (x, y), given in zip(self.points, self.labels, strict=True) if given == label]
-        return np.array([self.places[c] for c in chosen]).reshape(-1, 3)
+        return self.places[np.array(self.labels, np.int64) == label]
 
     def all_points(self) -> tuple[np.ndarray, list[int]]:
         """Places [K, 3] and labels of all points."""
@@ -210,19 +208,15 @@ def _looked_at(
         raise FeaturesplatError("prompt: no point on the object and no box", "Give one or the other.")
     view = smaller(camera, PIXELS)
     sx, sy = view.width / width, view.height / height
-    seen = surface(gaussians, view, scene.raster_settings())
-    depth = _filled(seen.depth, seen.weight)
     scaled = [(min(x * sx, view.width - 1e-6), min(y * sy, view.height - 1e-6)) for x, y in given]
-    for (x, y), (px, py) in zip(scaled, given, strict=True):
-        if depth[int(y), int(x)] <= 0:
+    depths, places = np.zeros(0), np.zeros((0, 3))
+    if scaled:
+        depths, places = met(gaussians, view, np.array(scaled), scene.raster_settings())
+    for depth, (px, py) in zip(depths, given, strict=True):
+        if depth <= 0:
             raise FeaturesplatError(f"point: the scene is empty at ({px:g}, {py:g})", "Point at something.")
     small = None if box is None else (box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy)
-    return _Prompt(view, scaled, kinds, small, depth, unproject(depth, view))
-
-
-def _filled(depth: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Depth, 0 where hardly anything is."""
-    return np.where(weight > 0.1, depth, 0.0)
+    return _Prompt(view, scaled, kinds, small, places)
 
 
 def _checked_box(box: Sequence[float], width: int, height: int) -> Box:
@@ -322,7 +316,7 @@ def _by_affinity(scene: Scene, gaussians: Gaussians, prompt: _Prompt) -> Tensor 
         return None
     wanted, unwanted = prompt.at(1), prompt.at(0)
     if not len(wanted):
-        wanted = _middle(prompt)
+        wanted = _middle(scene, gaussians, prompt)
     tree = KDTree(gaussians.means.detach().double().cpu().numpy())
 
     def near(places: np.ndarray) -> Tensor:
@@ -347,7 +341,7 @@ def _by_region(scene: Scene, gaussians: Gaussians, prompt: _Prompt) -> Tensor:
     if prompt.box is not None:
         outside = _outside(gaussians, prompt.camera, prompt.box)
         if not len(wanted):
-            wanted = _middle(prompt)
+            wanted = _middle(scene, gaussians, prompt)
     values = regions.grow(scene, gaussians, wanted, unwanted, outside)
     return values.to(means.device)
 
@@ -362,17 +356,17 @@ def _outside(gaussians: Gaussians, camera: Cameras, box: Box) -> np.ndarray:
     return (~inside).cpu().numpy()
 
 
-def _middle(prompt: _Prompt) -> np.ndarray:
+def _middle(scene: Scene, gaussians: Gaussians, prompt: _Prompt) -> np.ndarray:
     """[K, 3] places in the middle third of the box, the near ones."""
     assert prompt.box is not None
     x0, y0, x1, y1 = prompt.box
-    rows = np.linspace(y0 + (y1 - y0) / 3, y1 - (y1 - y0) / 3, 5).astype(int)
-    cols = np.linspace(x0 + (x1 - x0) / 3, x1 - (x1 - x0) / 3, 5).astype(int)
-    depth = prompt.depth[np.ix_(rows, cols)]
+    rows = np.linspace(y0 + (y1 - y0) / 3, y1 - (y1 - y0) / 3, 5)
+    cols = np.linspace(x0 + (x1 - x0) / 3, x1 - (x1 - x0) / 3, 5)
+    pixels = np.stack(np.meshgrid(cols, rows), -1).reshape(-1, 2)
+    depth, places = met(gaussians, prompt.camera, pixels, scene.raster_settings())
     if not (depth > 0).any():
         raise FeaturesplatError("box: the scene is empty there", "Draw it around something.")
-    near = (depth > 0) & (depth <= np.median(depth[depth > 0]))
-    return prompt.places[np.ix_(rows, cols)][near]
+    return places[(depth > 0) & (depth <= np.median(depth[depth > 0]))]
 
 
 def _under(gaussians: Gaussians, scene: Scene, view: Cameras, mask: Tensor) -> Tensor:

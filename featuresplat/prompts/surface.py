@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 GLANCE = 8
 """How many Gaussians of a pixel a glance looks at."""
+AROUND = 32
+"""Pixels on each side of one that is looked at alone."""
+FAINT = 0.1
+"""Weight of a pixel up to which hardly anything is there."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,37 @@ def glance(
         depth.cpu().numpy(), total.double().view(shape).cpu().numpy(), met.cpu().numpy(), firm.cpu().numpy()
     )
     return found, mixed.view(*shape, 3).clamp(0, 1).cpu().numpy()
+
+
+def met(
+    gaussians: Gaussians, camera: Cameras, pixels: np.ndarray, settings: raster.RasterSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """`surface` at a few pixels alone: depths [K], 0 where hardly anything is, and world points [K, 3].
+
+    Args:
+        pixels: [K, 2] x and y; the pixels that hold them are looked at.
+    """
+    corners = torch.from_numpy(np.floor(pixels).astype(np.float64)).to(camera.Ks)
+    firm = solid(gaussians, camera, settings=settings).cpu().numpy()
+    # A small camera around each: how a Gaussian is drawn depends a little on how far outside of the image it lies.
+    Ks = camera.Ks.repeat(len(corners), 1, 1)
+    Ks[:, :2, 2] -= corners - AROUND
+    some = Cameras(camera.viewmats.repeat(len(corners), 1, 1), Ks, 2 * AROUND + 1, 2 * AROUND + 1)
+    middle = AROUND * (2 * AROUND + 1) + AROUND
+    viewmat = camera.viewmats[0].double().cpu()
+    depths = (gaussians.means.double().cpu() @ viewmat[2, :3] + viewmat[2, 3]).numpy()
+    out = np.zeros(len(corners))
+    for k, matrix in enumerate(raster.weight_matrix(*_view(gaussians, some), settings=settings)):
+        row = slice(*matrix.indptr[middle : middle + 2].tolist())
+        ids, weights = matrix.indices[row].cpu().numpy(), matrix.weights[row].cpu().numpy().astype(np.float64)
+        run = np.cumsum(weights * firm[ids])
+        if len(run) and run[-1] > FAINT:
+            out[k] = depths[ids[np.searchsorted(run, 0.5 * run[-1])]]
+    K = camera.Ks[0].double().cpu().numpy()
+    rays = (corners.double().cpu().numpy() + 0.5 - K[:2, 2]) / K[[0, 1], [0, 1]]
+    local = np.concatenate([rays * out[:, None], out[:, None]], axis=1)
+    pose = camera.c2w[0].double().cpu().numpy()
+    return out, local @ pose[:3, :3].T + pose[:3, 3]
 
 
 def unproject(depth: np.ndarray, camera: Cameras) -> np.ndarray:

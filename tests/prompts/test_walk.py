@@ -1,4 +1,4 @@
-"""Labels spread over the graph of Gaussians, and the surface seen at a glance."""
+"""Labels spread over the graph of Gaussians."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 
 from featuresplat.prompts import walk
 from featuresplat.prompts.graph import build, graph_of
-from featuresplat.prompts.surface import glance, surface
 
 
 @pytest.fixture(scope="module")
@@ -74,23 +73,3 @@ def test_conjugate_gradients_solve_all_columns():
     found = walk.conjugate_gradients(joined, diagonal, target, 1e-10, 500, np.float64)
     assert np.abs((np.diag(diagonal) - joined.toarray()) @ found - target).max() < 1e-8
     assert not found[:, 2].any()
-
-
-def test_a_glance_sees_the_surface(world):
-    scene, _ = world
-    camera, settings = scene.cameras[0], scene.raster_settings()
-    exact = surface(scene.gaussians, camera, settings)
-    quick, colors = glance(scene.gaussians, camera, settings)
-    there = exact.weight > 0.9
-    assert quick.depth.shape == exact.depth.shape
-    error = np.abs(quick.depth - exact.depth)[there] / exact.depth[there]
-    assert np.quantile(error, 0.9) < 0.02
-    assert (quick.ids == exact.ids)[there].mean() > 0.5
-    assert np.array_equal(quick.solid, exact.solid)
-    assert bool((quick.weight <= exact.weight + 1e-4).all())
-    rgb = scene.render(camera).rgb
-    assert rgb is not None
-    assert np.abs(colors - rgb[0].numpy())[there].mean() < 0.05
-    all_of_them, _ = glance(scene.gaussians, camera, settings, most=64)
-    # Where half of the weight is met within rounding, either of two neighbours is.
-    assert (all_of_them.ids == exact.ids)[there].mean() > 0.999
