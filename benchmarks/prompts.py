@@ -100,7 +100,9 @@ def clicks(scene: Scene, truth: dict[str, dict[str, TrueMask]], views: int, poin
             scores, worst, seconds, cpu = [], [], [], []
             for view, mask in chosen:
                 camera = camera_of(scene, view, mask)
-                prompts: list[dict[str, Any]] = points_in(mask, points, rng) if kind == "click" else [{"box": box_of(mask)}]
+                prompts: list[dict[str, Any]] = (
+                    points_in(mask, points, rng) if kind == "click" else [{"box": box_of(mask)}]
+                )
                 for prompt in prompts:
                     began = time.perf_counter(), time.process_time()
                     found = spatial.select_points(scene, camera, **prompt)
@@ -155,7 +157,7 @@ def objects(scene: Scene, truth: dict[str, dict[str, TrueMask]]) -> dict:
     shares: dict[str, list[list[float]]] = {}
     for view, masks in truth.items():
         camera = camera_of(scene, view, next(iter(masks.values())).mask)
-        shown = torch.stack([spatial.mask_of(scene, camera, found.selection(k)) for k in range(len(found))])
+        shown = spatial.masks_of(scene, camera, [found.selection(k) for k in range(len(found))])
         for label, true in masks.items():
             if int(true.mask.sum()) >= SMALLEST:
                 shares.setdefault(label, []).append([iou(s, true.mask) for s in shown])

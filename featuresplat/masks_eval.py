@@ -108,7 +108,7 @@ def measure_masks(
         camera = _camera(scene, names[i], next(iter(masks.values())).mask)
         scores = asked.view(scene, camera).cpu()
         if gaussians:
-            found = torch.stack([spatial.mask_of(scene, camera, s) for s in chosen]).cpu()
+            found = spatial.masks_of(scene, camera, chosen).cpu()
         else:
             found = asked.masks(scores)
         tally.add(masks, scores, found)

@@ -197,7 +197,7 @@ def _write_views(
         camera = cameras[i]
         scores = None if asked is None else asked.view(scene, camera)
         if asked is None or scores is None:
-            found = torch.stack([spatial.mask_of(scene, camera, s) for s in answer.selections])
+            found = spatial.masks_of(scene, camera, answer.selections)
         else:
             found = asked.masks(scores, prompt.threshold)
         rgb = None

@@ -148,14 +148,22 @@ def brush(scene: Scene, camera: Cameras, mask: Tensor) -> Prompted:
 
 def mask_of(scene: Scene, camera: Cameras, selection: Selection | Tensor) -> Tensor:
     """bool [H, W]: where a selection, or scores [N], makes up at least half of what one camera sees."""
+    return masks_of(scene, camera, [selection])[0]
+
+
+def masks_of(scene: Scene, camera: Cameras, selections: Sequence[Selection | Tensor]) -> Tensor:
+    """bool [P, H, W]: `mask_of` of P selections, splatted together."""
     camera = _one(camera)
-    values = selection.mask if isinstance(selection, Selection) else selection
     gaussians = snapshot(scene, camera)
-    if len(values) != len(gaussians):
-        got = f"{len(values)} Gaussians, the scene {len(gaussians)}"
-        raise FeaturesplatError(f"selection: is of {got}", "Select again on this scene.")
-    seen = splat(gaussians, camera, values.to(gaussians.means)[:, None], scene.raster_settings())
-    return (seen[..., 0] >= 0.5 * seen[..., 1]) & (seen[..., 1] > 0.5)
+    columns = [s.mask if isinstance(s, Selection) else s for s in selections]
+    for values in columns:
+        if len(values) != len(gaussians):
+            got = f"{len(values)} Gaussians, the scene {len(gaussians)}"
+            raise FeaturesplatError(f"selection: is of {got}", "Select again on this scene.")
+    together = torch.stack([values.to(gaussians.means) for values in columns], dim=1)
+    seen = splat(gaussians, camera, together, scene.raster_settings())
+    shares, weight = seen[..., :-1], seen[..., -1:]
+    return ((shares >= 0.5 * weight) & (weight > 0.5)).permute(2, 0, 1)
 
 
 def pick(scene: Scene, camera: Cameras, x: float, y: float) -> Tensor:
