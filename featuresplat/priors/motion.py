@@ -8,6 +8,7 @@ import numpy as np
 
 from featuresplat.errors import FeaturesplatError
 from featuresplat.priors.film import Film, opencv, structure, warp
+from featuresplat.priors.still import agreement
 
 STEPS = (3, 8, 16)
 """Frames apart at which a pixel is compared with the epipolar geometry: slow motion shows over long steps."""
@@ -25,21 +26,32 @@ UNLIKE = 30
 """Grey values between two frames above which flow has lost its point."""
 FADE = 0.99
 """How evidence fades from frame to frame along the flow."""
+STILL = 0.45
+"""Share of the other frames that agree with a pixel at some depth above which it holds still after all."""
 
 
-def moving_masks(film: Film, folder: Path | None = None) -> np.ndarray:
+def moving_masks(film: Film, folder: Path | None = None, reach: tuple[float, float] | None = None) -> np.ndarray:
     """Bool [T, H, W]: pixels of what moves at any time of the film, also where it pauses.
 
     From files where there is a folder; else from depth maps, where there are some: the places of what moves are empty
-    at other times; else from epipolar errors of the chained flow.
+    at other times; else from epipolar errors of the chained flow. These take a rim of what lies behind along, which
+    flow drags with the thing in front: with ``reach``, what a still surface explains is taken out again.
+
+    Args:
+        reach: nearest and farthest depth of the surfaces, in units of the cameras.
 
     Raises:
         FeaturesplatError: files that are missing, damaged or of other proportions.
     """
     if folder is not None:
         return _mask_files(film, folder)
-    evidence = epipolar_evidence(film) if film.depth is None else depth_evidence(film)
-    return cleaned(spread(film, evidence) > 0.5)
+    if film.depth is not None:
+        return cleaned(spread(film, depth_evidence(film)) > 0.5)
+    masks = cleaned(spread(film, epipolar_evidence(film)) > 0.5)
+    if reach is None:
+        return masks
+    around = np.stack([opencv().dilate(m.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0 for m in masks])
+    return cleaned(around & (agreement(film, around, reach) < STILL))
 
 
 def epipolar_evidence(film: Film) -> np.ndarray:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from featuresplat.modes._motion import dualquat
-from featuresplat.modes._motion.fit import Paths, complete, fit_motion
+from featuresplat.modes._motion.depths import standing
+from featuresplat.modes._motion.fit import Paths, affinity, complete, fit_motion
 from featuresplat.modes._motion.nodes import Nodes, rbf_weights
 
 FRAMES, POINTS = 12, 120
@@ -144,6 +145,49 @@ def test_without_depth_a_rigid_body_is_placed_by_its_rigidity():
     assert float(off.median()) < 0.01
     # ... at about the right distance.
     assert float((local[..., 2] - 4).abs().median()) < 0.4
+
+
+def sliding_on_a_floor():
+    """A box on a floor under a camera that looks along z, one unit above it; it comes nearer by a tenth."""
+    xyz = box(40, 1) + torch.tensor([0.0, 0.85, 0.0])
+    xyz = xyz[:, None] + TIMES[:, None] * torch.tensor([0.3, 0.0, -0.4])
+    paths = seen_by_camera(xyz)
+    paths.depth = torch.zeros_like(paths.depth)
+    paths.guess = xyz[:, 0, 2]
+    foot = 3.85 - TIMES * 0.4  # its near edge
+    paths.floor = foot.expand(40, -1)
+    return xyz, paths
+
+
+def test_what_stands_on_the_floor_goes_where_the_floor_is():
+    xyz, paths = sliding_on_a_floor()
+    close = affinity(xyz, paths.seen, 12)
+    with_floor = standing(paths, *close)
+    assert torch.allclose(with_floor[:, 0], xyz[:, 0], atol=1e-5)
+    assert float((with_floor - xyz).norm(dim=-1).max()) < 0.2
+    paths.floor = None
+    without = standing(paths, *close)
+    assert float((without - xyz)[:, -1].norm(dim=-1).min()) > 0.35
+
+
+def test_what_does_not_stand_on_the_floor_is_not_taken_there():
+    """Nonsense from a floor far away: the thing stays where it was."""
+    xyz, paths = sliding_on_a_floor()
+    still = xyz[:, :1].expand(-1, FRAMES, -1)
+    there = seen_by_camera(still)
+    there.depth, there.guess = torch.zeros_like(there.depth), paths.guess
+    there.floor = torch.where(torch.arange(FRAMES) < 3, 3.85, 9.0).expand(40, -1)
+    found = standing(there, *affinity(still, there.seen, 12))
+    assert float((found - still).norm(dim=-1).max()) < 0.2
+
+
+def test_new_tracks_take_the_depth_of_those_around():
+    xyz, paths = sliding_on_a_floor()
+    paths.seen = paths.seen.clone()
+    paths.seen[30:, :6] = False
+    paths.guess = torch.where(torch.arange(40) < 30, paths.guess, 50.0)
+    found = standing(paths, *affinity(xyz, torch.ones_like(paths.seen), 12))
+    assert float((found - xyz)[30:, 6:].norm(dim=-1).median()) < 0.25
 
 
 def test_too_little_to_say_anything():

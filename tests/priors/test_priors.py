@@ -12,6 +12,7 @@ from featuresplat.errors import FeaturesplatError
 from featuresplat.priors.depth import robust_line
 from featuresplat.priors.film import Film, consistent, film_of, sample, warp
 from featuresplat.priors.motion import moving_masks
+from featuresplat.priors.still import agreement
 from featuresplat.priors.tracks import read_tracks, track
 from featuresplat.priors.unposed import camera_way, epipolar_gap, moving
 
@@ -104,6 +105,25 @@ def test_what_moves_is_found_by_its_epipolar_errors(slide):
     assert film.continuous
     assert overlap(masks, truth) > 0.5
     assert masks[truth].mean() > 0.8
+
+
+def test_a_still_surface_explains_what_flow_drags_along(slide):
+    film, truth = slide
+    plain, better = moving_masks(film), moving_masks(film, reach=(1.5, 5.0))
+    assert overlap(better, truth) > overlap(plain, truth) + 0.02
+    assert overlap(better, truth) > 0.8
+    assert better[truth].mean() > 0.8
+
+
+def test_frames_agree_on_what_holds_still_alone(slide):
+    film, truth = slide
+    share = agreement(film, np.ones_like(truth), (1.5, 5.0))
+    inner = np.stack([cv2.erode(m.astype(np.uint8), np.ones((5, 5))) > 0 for m in truth])
+    outer = np.stack([cv2.dilate(m.astype(np.uint8), np.ones((5, 5))) == 0 for m in truth])
+    outer[:, :, :20], outer[:, :, -20:] = False, False  # seen in few frames
+    assert np.median(share[outer]) > 0.9
+    assert np.quantile(share[inner], 0.9) < 0.45
+    assert not agreement(film, np.zeros_like(truth), (1.5, 5.0)).any()
 
 
 def test_what_moves_is_found_by_depth():

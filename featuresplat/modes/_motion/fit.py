@@ -1,7 +1,7 @@
 """Nodes from point tracks: complete the tracks by their neighbours, choose nodes among them, refine all together.
 
-Where depth is known along a track, it is a path in space; where it is not, depths are found with the motion, from
-rigidity: each track starts at the depth of its surroundings.
+Where depth is known along a track, it is a path in space; where it is not, it starts at a guess, follows the floor
+(`depths`), and rigidity has the last word.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from featuresplat.geometry import rotmat_to_quat
 from featuresplat.modes._motion import dualquat, losses
+from featuresplat.modes._motion.depths import TOGETHER, standing
 from featuresplat.modes._motion.nodes import Nodes, neighbours, sample_times
 from featuresplat.modes._motion.trained import TrainedNodes
 
@@ -41,6 +42,7 @@ class Paths:
         viewmats: [T, 4, 4] world-to-camera.
         trust: [P] weights in 0..1; None trusts all alike.
         guess: [P] z at the first frame in which the point is seen, for points without any depth.
+        floor: [P, T] z of what it stands on, 0 = unknown, or None.
     """
 
     rays: Tensor
@@ -49,6 +51,7 @@ class Paths:
     viewmats: Tensor
     trust: Tensor | None = None
     guess: Tensor | None = None
+    floor: Tensor | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -90,8 +93,6 @@ def fit_motion(
     if len(points) < 4:
         return None
     full = complete(points, known, paths.weight)
-    if not paths.has_depth:
-        full = _settle_depths(paths, full)
     merit, rest = known.float().mean(1), int(known.sum(0).argmax())
     chosen = spread(full, merit, most_nodes)
     nodes = _nodes(full, chosen, times, rest, paths.weight)
@@ -103,7 +104,7 @@ def fit_motion(
 
 
 def _placed(paths: Paths) -> tuple[Tensor, Tensor] | None:
-    """World points [P, T, 3] and where they are known [P, T]; without depth all at the depth guessed for each track."""
+    """World points [P, T, 3] and where they are known [P, T]; without depth where they stand."""
     if paths.has_depth:
         known = paths.seen & (paths.depth > 0)
         good = known.sum(1) >= 2
@@ -113,17 +114,13 @@ def _placed(paths: Paths) -> tuple[Tensor, Tensor] | None:
         return paths.world(torch.where(known, paths.depth, torch.ones_like(paths.depth))), known
     if paths.guess is None:
         return None
-    first = paths.seen.float().argmax(1)
-    rows = torch.arange(len(first))
-    # The distance to the camera is kept: a first guess, which rigidity corrects.
-    depth = paths.guess[:, None].expand_as(paths.depth)
-    anchor = paths.world(depth)[rows, first]
-    depth = (torch.einsum("tij,pj->pti", paths.viewmats[:, :3, :3], anchor) + paths.viewmats[:, :3, 3])[..., 2]
-    return paths.world(depth.clamp_min(1e-3)), paths.seen
+    # Who goes with whom, as if nothing moved along its ray; then where.
+    rough = paths.world(paths.guess[:, None].expand_as(paths.depth))
+    return standing(paths, *affinity(rough, paths.seen, TOGETHER)), paths.seen
 
 
-def affinity(points: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """The ``NEAR`` neighbours [P, J] of each track and weights [P, J]: near while both are seen, at a steady distance.
+def affinity(points: Tensor, known: Tensor, most: int = NEAR) -> tuple[Tensor, Tensor]:
+    """The ``most`` neighbours [P, J] of each track and weights [P, J]: near while both are seen, at a steady distance.
 
     Args:
         points: [P, T, 3]. known: bool [P, T].
@@ -142,7 +139,7 @@ def affinity(points: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     mean = total / both.clamp_min(1)
     change = (square / both.clamp_min(1) - mean**2).clamp_min(0).sqrt()
     mean = torch.where(both > 0, mean, torch.inf).fill_diagonal_(torch.inf)
-    near = min(NEAR, count - 1)
+    near = min(most, count - 1)
     # Mostly the nearest; those that were hardly seen together, or whose distance changes, count as further away.
     cost = mean + 2 * change + mean / both.clamp_min(1)
     value, ids = cost.topk(near, largest=False)
@@ -367,39 +364,3 @@ def _track_error(nodes: Nodes, paths: Paths, known: Tensor, start: Tensor, ancho
     soft = 0.1 * size
     weight = seen * paths.weight[:, None]
     return (((square + soft**2).sqrt() - soft) * weight).sum() / weight.sum().clamp_min(1e-9)
-
-
-def _settle_depths(paths: Paths, full: Tensor) -> Tensor:
-    """Paths whose depths agree with their neighbours': distances between neighbours are kept over time, all rays held.
-
-    Alternates between the depths of all points at all times; the first guess has each point at a steady depth.
-    """
-    ids, weights = affinity(full, paths.seen)
-    count = full.shape[1]
-    local = paths.local(full, torch.arange(count))
-    rays = torch.cat([local[..., :2] / local[..., 2:].clamp_min(1e-3), torch.ones_like(local[..., :1])], -1)
-    log_depth = local[..., 2].clamp_min(1e-3).log().requires_grad_()
-    adam = torch.optim.Adam([log_depth], lr=0.005)
-    size = (full[ids] - full[:, None]).norm(dim=-1).mean()
-    length = torch.zeros(ids.shape, requires_grad=True)
-    adam.add_param_group({"params": [length], "lr": 0.01})
-    with torch.no_grad():
-        seen = (paths.seen[ids] & paths.seen[:, None]).float()
-        first = (full[ids] - full[:, None]).norm(dim=-1)
-        length.data = ((first * seen).sum(-1) / seen.sum(-1).clamp_min(1)).clamp_min(1e-6).log()
-        reference = log_depth.detach().clone()
-    for _ in range(200):
-        points = rays * log_depth.exp()[..., None]
-        world = torch.einsum("tji,ptj->pti", paths.viewmats[:, :3, :3], points - paths.viewmats[:, :3, 3])
-        frames = torch.randperm(count)[:FRAMES]
-        gap = (world[:, frames][ids] - world[:, None, frames]).norm(dim=-1)
-        stretch = (
-            (((gap - length.exp()[..., None]) / size) ** 2 * weights[..., None]).sum() / weights.sum() / len(frames)
-        )
-        jerk = ((world[:, 2:] - 2 * world[:, 1:-1] + world[:, :-2]) / size).square().sum(-1).mean()
-        hold = (log_depth - reference).square().mean()
-        loss = stretch + 2 * jerk + 0.1 * hold
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-    return world.detach()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from featuresplat import modes, priors
 from featuresplat.modes._motion import dualquat
+from featuresplat.modes._motion.depths import guessed, seen_points
 from featuresplat.modes._motion.fit import Paths, fit_motion, node_radii, spread
 from featuresplat.modes._motion.nodes import Nodes, neighbours, sample_times
 from featuresplat.modes.static import start_points
@@ -60,7 +61,7 @@ def start_of(inputs: modes.ModeInputs, progress: Progress = silent) -> Start:
     film = priors.film_of(dataset, config.priors.flow, progress)
     if not (one_camera(film) and (config.priors.flow or film.continuous)):
         return _without_film(inputs, film)
-    masks = priors.moving_masks(film, config.priors.masks)
+    masks = priors.moving_masks(film, config.priors.masks, _reach(inputs, film))
     tracks = _tracks(inputs, film, masks)
     paths = _paths(inputs, film, tracks, masks)
     times = torch.tensor(film.times, dtype=torch.float32)
@@ -96,6 +97,19 @@ def _tracks(inputs: modes.ModeInputs, film: priors.Film, masks: np.ndarray) -> p
     return tracks
 
 
+def _reach(inputs: modes.ModeInputs, film: priors.Film) -> tuple[float, float] | None:
+    """Nearest and farthest depth of the start points in the film's frames, in the data's units; a little beyond."""
+    if inputs.points is None or len(inputs.points) < FEWEST:
+        return None
+    viewmats = _viewmats(inputs, film)
+    depth = torch.cat([inputs.points.xyz.float() @ viewmats[t, 2, :3] + viewmats[t, 2, 3] for t in _keyframes(film)])
+    depth = depth[depth > 1e-3]
+    if len(depth) < FEWEST:
+        return None
+    near, far = np.quantile(depth.numpy(), [0.01, 0.99]) / inputs.frame.scale
+    return 0.8 * float(near), 1.05 * float(far)
+
+
 def _viewmats(inputs: modes.ModeInputs, film: priors.Film) -> Tensor:
     """[T, 4, 4] of the film's frames, in the training frame."""
     return inputs.cameras.viewmats[film.indices].float()
@@ -114,68 +128,9 @@ def _paths(inputs: modes.ModeInputs, film: priors.Film, tracks: priors.Tracks, m
     viewmats = _viewmats(inputs, film)
     paths = Paths(_rays(film, uv), seen, depth, viewmats, torch.from_numpy(tracks.trust))
     if not paths.has_depth and len(tracks):
-        paths.guess = _guess(inputs, film, tracks, masks)
+        still = None if inputs.points is None else _that_hold_still(inputs, film, viewmats, masks)
+        paths.guess, paths.floor = guessed(film, tracks, masks, viewmats, inputs.points, still)
     return paths
-
-
-def _guess(inputs: modes.ModeInputs, film: priors.Film, tracks: priors.Tracks, masks: np.ndarray) -> Tensor:
-    """[P] z at the first frame of each track: of the start points that show there, else of what it stands on."""
-    viewmats = _viewmats(inputs, film)
-    width, height = film.size
-    floor = _floor(inputs, film, viewmats, masks)
-    first = tracks.visible.argmax(1)
-    out = np.zeros(len(tracks), np.float32)
-    points = inputs.points
-    for t in np.unique(first):
-        rows = np.nonzero(first == t)[0]
-        at = tracks.uv[rows, t]
-        z = floor[t][at[:, 1].astype(int).clip(0, height - 1), at[:, 0].astype(int).clip(0, width - 1)]
-        if points is not None and len(points):
-            uv, depth = _seen_points(points.xyz, viewmats[t], film, int(t))
-            inside = masks[t][uv[:, 1].astype(int), uv[:, 0].astype(int)]
-            if inside.sum() >= 3:
-                distance, nearest = KDTree(uv[inside]).query(at, k=3)
-                on_points = np.median(depth[inside][nearest], axis=1)
-                # A point behind the moving thing shows through it: what stands on the floor is not behind it.
-                believed = (distance[:, 0] < 0.03 * width) & (on_points < 1.15 * z)
-                z = np.where(believed, on_points, z)
-        out[rows] = z
-    return torch.from_numpy(np.maximum(out, 1e-3))
-
-
-def _seen_points(xyz: Tensor, viewmat: Tensor, film: priors.Film, t: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [Q, 2] and z [Q] of the points that project into frame t."""
-    local = (xyz.float() @ viewmat[:3, :3].T + viewmat[:3, 3]).numpy()
-    K = film.Ks[t]
-    z = local[:, 2]
-    uv = local[:, :2] / np.maximum(z, 1e-6)[:, None] * [K[0, 0], K[1, 1]] + [K[0, 2], K[1, 2]]
-    inside = (z > 1e-3) & (uv >= 0).all(1) & (uv < film.size).all(1)
-    return uv[inside], z[inside]
-
-
-def _floor(inputs: modes.ModeInputs, film: priors.Film, viewmats: Tensor, masks: np.ndarray) -> np.ndarray:
-    """[T, H, W] z at which moving things stand: of the still points below each blob's lowest pixels."""
-    cv2 = opencv()
-    width, height = film.size
-    out = np.zeros((len(film), height, width), np.float32)
-    for t in range(len(film)):
-        uv, z = np.zeros((0, 2)), np.zeros(0)
-        if inputs.points is not None and len(inputs.points):
-            uv, z = _seen_points(inputs.points.xyz, viewmats[t], film, t)
-            still = ~masks[t][uv[:, 1].astype(int), uv[:, 0].astype(int)]
-            uv, z = uv[still], z[still]
-        out[t] = np.median(z) if len(z) else 1.0
-        if len(z) < 8:
-            continue
-        tree = KDTree(uv)
-        count, labels = cv2.connectedComponents(masks[t].astype(np.uint8))
-        for k in range(1, count):
-            rows, cols = np.nonzero(labels == k)
-            low = rows >= np.quantile(rows, 0.97)
-            foot = np.array([np.median(cols[low]), rows.max() + 2.0])
-            _, near = tree.query(foot, k=8)
-            out[t][labels == k] = np.median(z[near])
-    return out
 
 
 def _still_points(inputs: modes.ModeInputs, film: priors.Film, masks: np.ndarray) -> PointCloud | None:
@@ -343,7 +298,7 @@ class _Cover:
         near = np.zeros(depth.shape, np.uint8)
         if not len(self.xyz):
             return near > 0
-        uv, z = _seen_points(self.xyz, self.viewmats[t], self.film, t)
+        uv, z = seen_points(self.xyz, self.viewmats[t], self.film, t)
         rows, cols = uv[:, 1].astype(int), uv[:, 0].astype(int)
         like = np.abs(z - depth[rows, cols]) < 0.05 * z
         near[rows[like], cols[like]] = 1
