@@ -157,11 +157,11 @@ def _remember(means: Tensor, pieces: Pieces) -> None:
 
 
 def _divide(scene: Scene, gaussians: Gaussians) -> Pieces:
-    voxels = _gather(scene, gaussians)
-    if len(voxels.points) < SMALLEST:
-        scores = torch.zeros(len(gaussians), 3)
+    voxels = _gather(scene, gaussians) if len(scene.cameras) else None  # no views, as of a bare PLY: nothing is known
+    if voxels is None or len(voxels.points) < SMALLEST:
+        scores, seen = torch.zeros(len(gaussians), 3), 0 if voxels is None else len(voxels.points)
         scores[:, 1] = 1.0
-        return Pieces(scores.to(gaussians.means.device), torch.tensor([0, len(voxels.points), 0]), None)
+        return Pieces(scores.to(gaussians.means.device), torch.tensor([0, seen, 0]), None)
     plane = _plane(voxels, scene.cameras.positions.double().cpu().numpy().mean(0))
     centres = gaussians.means.detach().double().cpu().numpy()
     if plane is None:

@@ -44,6 +44,17 @@ def test_a_click_selects_the_object_under_it(browser):
     until(lambda: not browser.session.pointer.points)
 
 
+def test_a_scene_without_views_can_be_clicked(browse, make_app):
+    """As a file of Gaussians is: nothing says from where it may be looked at."""
+    browser = browse(make_app(toy_scene(field=False, views=0)))
+    use(browser, "Point")
+    browser.click(0.5, 0.5)
+    assert iou(selected(browser), ball(1)) > 0.9
+    browser.press("Find all objects")
+    until(lambda: browser.said("none can be told apart"))
+    assert browser.session.look.kind == "rgb"
+
+
 def test_a_click_beside_everything_says_so(browser):
     use(browser, "Point")
     browser.click(0.5, 0.02)

@@ -138,7 +138,7 @@ def find(s: Any) -> None:
 
     def work() -> None:
         found = s.app.insight.instances(s.scene)
-        if len(found) == 0:
+        if len(found) < 2:
             raise FeaturesplatError("objects: none can be told apart.", "Select by pointing.")
         s.show(kind="instances")
 
