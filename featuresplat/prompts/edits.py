@@ -357,7 +357,7 @@ def _other(scene: Scene, source: Path) -> Scene:
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
-        return "(" + ", ".join(_shown(float(v)) for v in value) + ")"
-    if isinstance(value, float):
-        return f"{value if abs(value) > 1e-9 else 0.0:.3g}"  # a turn about an axis leaves crumbs on the others
-    return str(value)
+        # A direction that was estimated leaves crumbs on the other axes.
+        crumb = 1e-4 * max(abs(float(v)) for v in value)
+        return "(" + ", ".join(f"{v if abs(v) > crumb else 0:.3g}" for v in value) + ")"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
