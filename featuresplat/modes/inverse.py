@@ -25,6 +25,7 @@ from featuresplat.modes import _inverse_looks as looks
 from featuresplat.modes import _inverse_pixels as px
 from featuresplat.modes import _inverse_solve as solve
 from featuresplat.modes import static
+from featuresplat.modes._inverse_input import check_photographs
 from featuresplat.modes._inverse_light import DAMPED, EVERY, FittedLight
 from featuresplat.modes._inverse_looks import Baked
 from featuresplat.modes._inverse_losses import shading_terms, surface_terms
@@ -53,6 +54,8 @@ class Mode(static.Mode):
     def __init__(self, inputs: modes.ModeInputs):
         config = inputs.config.inverse
         _check(config)
+        if inputs.dataset is not None:
+            check_photographs(inputs.dataset)
         if config.start is not None:
             modes.Mode.__init__(self, inputs)
             self.gaussian_params = {k: Parameter(v) for k, v in started(inputs).items()}

@@ -43,6 +43,13 @@ def run(
     from featuresplat.scene import Scene
 
     scene = Scene.load(folder)
+    if scene.mode not in ("static", "joint"):
+        raise FeaturesplatError(
+            f"{folder}: expected a run of mode static, got one of mode {scene.mode}",
+            "It has materials already: render, edit or export it."
+            if scene.mode == "inverse"
+            else "Materials are found of scenes that hold still: train --config inverse.",
+        )
     source = scene.info.get("source")
     if not source or scene.config is None or not Path(source).exists():
         raise FeaturesplatError(
