@@ -23,6 +23,7 @@ from featuresplat.modes._motion import dualquat
 from featuresplat.modes._motion.panel import panel
 from featuresplat.modes._motion.pictures import KINDS, picture, report
 from featuresplat.modes.static import Mode as StaticMode
+from featuresplat.priors.film import clock_of
 from featuresplat.types import Gaussians, RenderOutput
 
 if TYPE_CHECKING:
@@ -42,13 +43,8 @@ class Mode(StaticMode):
 
     def __init__(self, inputs: modes.ModeInputs):
         super().__init__(inputs)
-        dataset = inputs.dataset
-        times = None if dataset is None else dataset.cameras.times
-        if times is None:
-            raise FeaturesplatError(
-                "the frames have no `time`: this scene holds still as far as the data says.",
-                "Add `time` to the frames, or train it with --config fast.",
-            )
+        assert inputs.dataset is not None  # only tests of other modes leave it out
+        clock_of(inputs.dataset)
         grid = inputs.config.dynamic.grid
         if len(grid) != 4 or min(grid) < 2:
             raise FeaturesplatError(

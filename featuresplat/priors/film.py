@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from featuresplat.datasets import Dataset
 from featuresplat.errors import FeaturesplatError
@@ -113,12 +115,7 @@ def film_of(dataset: Dataset, flow_folder: Path | None = None, progress: Progres
     Raises:
         FeaturesplatError: the frames have no times, there is but one, sizes differ, or OpenCV is missing.
     """
-    times = dataset.cameras.times
-    if times is None:
-        raise FeaturesplatError(
-            "the frames have no `time`: this scene holds still as far as the data says.",
-            "Add `time` to the frames, or train it with --config fast.",
-        )
+    times = clock_of(dataset)
     order = sorted(range(len(dataset.train)), key=lambda i: (float(times[dataset.train[i]]), i))
     values = np.array([float(times[dataset.train[i]]) for i in order])
     if len(np.unique(values)) < 2:
@@ -148,6 +145,28 @@ def film_of(dataset: Dataset, flow_folder: Path | None = None, progress: Progres
         flow_folder=flow_folder,
         progress=progress,
     )
+
+
+def clock_of(dataset: Dataset) -> Tensor:
+    """[C] the times of all frames, on one clock that runs from 0 to 1.
+
+    Raises:
+        FeaturesplatError: there are none, or they run on another clock (seconds, frame numbers).
+    """
+    times = dataset.cameras.times
+    if times is None:
+        raise FeaturesplatError(
+            "the frames have no `time`: this scene holds still as far as the data says.",
+            "Add `time` to the frames, or train it with --config fast.",
+        )
+    low, high = float(times.min()), float(times.max())
+    if not (low >= -1e-6 and high <= 1 + 1e-6):  # NaN is neither
+        off = int(torch.where(times > 1 + 1e-6, times, -times).nan_to_num(torch.inf).argmax())
+        raise FeaturesplatError(
+            f"`time` runs from {low:g} to {high:g} (frame {dataset.cameras.names[off]}), expected 0..1.",
+            "Put all cameras on one clock, 0 at the first frame and 1 at the last: divide seconds by the length.",
+        )
+    return times
 
 
 def sample(image: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -253,6 +253,12 @@ def all_at_once(frames):
         frame["time"] = 0.5
 
 
+def in_seconds(frames):
+    """Of one of two cameras: the other's are right."""
+    for frame in frames[::2]:
+        frame["time"] *= 24.0
+
+
 def as_text(frames):
     frames[0]["time"] = "soon"
 
@@ -263,6 +269,7 @@ def as_text(frames):
         (without_times, "no `time`"),
         (one_without, "have no `time`"),
         (all_at_once, "all at one time"),
+        (in_seconds, r"expected 0\.\.1"),
         (as_text, "time"),
     ],
 )
@@ -270,6 +277,38 @@ def test_bad_times_are_named(film, tmp_path, change, said):
     scene = edited(film, tmp_path / "scene", change)
     with pytest.raises(FeaturesplatError, match=said):
         Trainer(scene, config(film, tmp_path / "run"), progress=False)
+
+
+@pytest.mark.parametrize(("change", "said"), [(without_times, "no `time`"), (in_seconds, r"expected 0\.\.1")])
+def test_hexplane_names_bad_times_too(film, tmp_path, change, said):
+    scene = edited(film, tmp_path / "scene", change)
+    with pytest.raises(FeaturesplatError, match=said):
+        Trainer(scene, config(film, tmp_path / "run", mode="hexplane"), progress=False)
+
+
+def test_one_frame_is_no_film(film, tmp_path):
+    scene = edited(film, tmp_path / "scene", lambda frames: frames.__delitem__(slice(1, None)))
+    with pytest.raises(FeaturesplatError, match="nothing can move"):
+        Trainer(scene, config(film, tmp_path / "run"), progress=False)
+
+
+def test_two_cameras_whose_clocks_tick_apart(film, tmp_path):
+    """The second camera's frames lie between those of the first, from another side: no film, but all times count."""
+    meta, aside = (json.loads((film / f"transforms_{part}.json").read_text()) for part in ("train", "test"))
+    both = meta["frames"][::2] + aside["frames"]
+    for k, frame in enumerate(both):
+        frame["time"] = (k % 6) / 5.5 + (0.04 if k >= 6 else 0.0)
+    (tmp_path / "transforms.json").write_text(json.dumps(meta | {"frames": both}))
+    (tmp_path / "images").symlink_to(film / "images")
+    (tmp_path / "points3d.ply").symlink_to(film / "points3d.ply")
+    made = config(film, tmp_path / "run", steps=3)
+    made.priors.depth, made.data.split = None, "all"
+    trainer = Trainer(tmp_path, made, progress=False)
+    for _ in range(3):
+        trainer.step()
+    scene = trainer.scene()
+    assert len(scene.mode_state["nodes.times"]) == 12
+    assert bool(moves(scene).all())
 
 
 def test_unordered_times_are_put_in_order(film, tmp_path):
