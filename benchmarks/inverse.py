@@ -130,12 +130,11 @@ def mean(values) -> float:
 
 
 @torch.no_grad()
-def measure(run: Path, folder: Path, swaps: bool = False) -> dict[str, Any]:
-    """All figures of a run of the mode inverse."""
-    scene = Scene.load(run)
-    data, names = dataset_of(scene), Path
+def measure(scene: Scene, folder: Path, swaps: bool = False) -> dict[str, Any]:
+    """All figures of a scene of the mode inverse."""
+    data = dataset_of(scene)
     cameras = [data.cameras[i] for i in data.test]
-    truths = [truth_of(folder, names(c.names[0]).name, c.sizes[0]) for c in cameras]
+    truths = [truth_of(folder, Path(c.names[0]).name, c.sizes[0]) for c in cameras]
     out: dict[str, Any] = {"novel_view_psnr": 0.0, "relit_psnr": {}}
     views = [scene.render(c).rgb for c in cameras]
     seen = [data.image(i).float() / 255 for i in data.test]
@@ -283,7 +282,7 @@ def main(argv: list[str] | None = None) -> int:
                 config.data.downscale = a.downscale
                 if not a.measure_only:
                     train_row(a.scene, config, run, out, ROWS[name])
-                rows[name] = measure(out, a.scene, a.swaps) | used(out)
+                rows[name] = measure(Scene.load(out), a.scene, a.swaps) | used(out)
                 print(name, "done", flush=True)
     except FeaturesplatError as error:
         print(error, file=sys.stderr)

@@ -61,7 +61,8 @@ class Baked:
     def __init__(self, source: dict[str, Tensor]):
         self.source = {k: v.detach().clone() for k, v in source.items()}
         s = self.source
-        self.occluders = occlusion.build(s["means"], s["quats"], s["scales"], s["opacities"], s["shown"])
+        discs = s["means"], s["quats"], s["scales"], s["opacities"], s["shown"]
+        self.occluders = occlusion.build(*discs, normals=s["sides"])
         self.transfer = transfer.bake(s["means"], s["sides"], self.occluders)
         # What the surroundings send out is what the photographs show of them.
         self.cells = self.occluders.means_of(tone.linear(s["colors"].clamp(0, 1)))

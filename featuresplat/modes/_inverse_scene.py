@@ -101,7 +101,7 @@ def baked(scene: Scene) -> tuple[occlusion.Occluders, transfer.Transfer]:
     parts = (g.means, g.quats, g.log_scales, g.logit_opacities, normal, shown)
     key = tuple(map(id, (g.means, g.quats, g.log_scales, g.logit_opacities, scene.mode_state["gaussian.normal"])))
     if key not in _BAKES:
-        occluders = occlusion.build(g.means, g.quats, g.scales, g.opacities, shown)
+        occluders = occlusion.build(g.means, g.quats, g.scales, g.opacities, shown, normals=normal)
         _remember(_BAKES, key, (occluders, transfer.bake(g.means, normal, occluders)), (parts, scene.mode_state))
     return _BAKES[key][0]
 

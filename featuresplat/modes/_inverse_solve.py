@@ -1,10 +1,9 @@
-"""A first guess of light and materials, Gaussian by Gaussian, from what the photographs show of each.
+"""A first guess of the light, from what changes most from view to view.
 
 Gradient descent alone does not find its way: while the light is blurred, nothing rewards a smooth surface, and while
 all surfaces are rough, nothing sharpens the light. So the photographs are lifted onto the Gaussians, a table of
 radiance per Gaussian and view. What changes most from view to view is taken as a mirror and projects the light; then
-every Gaussian tries a few roughnesses as metal and as dielectric, each with its best colour, and takes what fits it and
-its neighbours best; light and materials take turns.
+the materials are searched for (`_inverse_search`).
 """
 
 from __future__ import annotations
@@ -17,11 +16,8 @@ from torch.nn import functional as F
 
 from featuresplat import raster
 from featuresplat.modes import _inverse_pixels as px
-from featuresplat.modes._inverse_light import FittedLight
-from featuresplat.shading import cubemap, ggx, tone
-from featuresplat.shading.deferred import Received, met
+from featuresplat.shading import cubemap, tone
 from featuresplat.shading.occlusion import Occluders
-from featuresplat.shading.prefilter import LEVELS
 
 VIEWS = 48
 """Most views that are lifted."""
@@ -43,19 +39,12 @@ class Samples:
         gaussian: [S] number of the Gaussian, ascending.
         weight: [S] how much it shows there.
         radiance: [S, 3] linear, as photographed.
-        view, away: [S, 3] unit: to the camera, and mirrored at the normal.
-        cosine: [S] between normal and view.
-        hit: [S] the filled cell that the mirrored ray meets, or -1.
         count: N.
     """
 
     gaussian: Tensor
     weight: Tensor
     radiance: Tensor
-    view: Tensor
-    away: Tensor
-    cosine: Tensor
-    hit: Tensor
     count: int
 
     def sum(self, values: Tensor) -> Tensor:
@@ -86,7 +75,7 @@ class Views:
 
 
 @torch.no_grad()
-def lifted(g, normals: Tensor, views: Views, occluders: Occluders | None) -> Samples:
+def lifted(g, normals: Tensor, views: Views) -> Samples:
     """The table: every photograph, lifted.
 
     Args:
@@ -100,16 +89,11 @@ def lifted(g, normals: Tensor, views: Views, occluders: Occluders | None) -> Sam
             g.means, g.quats, g.scales, g.opacities, viewmat, K, width, height, views.image(i)[None], **views.options
         )
         view = F.normalize(views.cameras[i].positions.to(g.means) - g.means, dim=1)
-        cosine = (view * normals).sum(1)
-        seen = ((weights > SHOWN) & (cosine > 0.15)).nonzero()[:, 0]
-        parts.append((seen, weights[seen], sums[seen] / weights[seen, None], view[seen], cosine[seen]))
-    gaussian, weight, radiance, view, cosine = (torch.cat(p) for p in zip(*parts, strict=True))
+        seen = ((weights > SHOWN) & ((view * normals).sum(1) > 0.15)).nonzero()[:, 0]
+        parts.append((seen, weights[seen], sums[seen] / weights[seen, None]))
+    gaussian, weight, radiance = (torch.cat(p) for p in zip(*parts, strict=True))
     order = gaussian.argsort(stable=True)
-    gaussian, weight, radiance, view, cosine = (t[order] for t in (gaussian, weight, radiance, view, cosine))
-    n = normals[gaussian]
-    away = 2 * cosine[:, None] * n - view
-    hit = torch.full_like(gaussian, -1) if occluders is None else occluders.trace(g.means[gaussian], n, away)
-    return Samples(gaussian, weight.clamp(max=20), radiance, view, away, cosine, hit, len(g))
+    return Samples(gaussian[order], weight[order].clamp(max=20), radiance[order], len(g))
 
 
 def vividness(s: Samples) -> Tensor:
@@ -174,78 +158,6 @@ def projected(
         few = 0.02 * bottom.mean() / (bottom + 0.02 * bottom.mean())
         flat = top / bottom.clamp_min(1e-9) * (1 - few) + few * base.reshape(-1, 3)
     return flat.reshape(base.shape), color
-
-
-@dataclass
-class Guess:
-    """Materials: base_color [N, 3], roughness [N], metallic [N]; residual [N] in display units."""
-
-    base_color: Tensor
-    roughness: Tensor
-    metallic: Tensor
-    residual: Tensor
-
-
-@torch.no_grad()
-def searched(s: Samples, light: FittedLight, received: Received, cells: Tensor | None, smooth: Tensor) -> Guess:
-    """The best of a few materials for every Gaussian.
-
-    Args:
-        received: diffuse light at the N Gaussians.
-        cells: [M, 3] radiance of the occluders' cells, or None without occluders.
-        smooth: sparse [N, N], means over neighbours.
-    """
-    assert light.atlas is not None
-    here = Received(**{k: v[s.gaussian] for k, v in vars(received).items()})
-    irradiance = here.direct + here.reflected
-    best: Guess | None = None
-    lowest = torch.full((s.count,), torch.inf, device=irradiance.device)
-    for level in LEVELS:
-        roughness = torch.full_like(s.cosine, level.roughness)
-        sky = light.prefilter.lookup(light.atlas, s.away, roughness)
-        incoming = sky if cells is None else met(sky, s.hit, roughness, here, cells)
-        A, B = (t[:, None] for t in ggx.albedo_terms(s.cosine.clamp(0.02, 1), roughness))
-        lost = 1 / (A + B).clamp_min(1e-3) - 1
-        # Compensation for a reflectance of about a half: what is left is linear in the colour.
-        metal = A * incoming * (1 + 0.7 * lost), B * incoming
-        layer = ggx.F0 * A + B
-        body = (1 - layer) * irradiance, layer * incoming
-        for metallic, (gain, offset) in ((1.0, metal), (0.0, body)):
-            color, cost = _fitted(s, gain, offset)
-            cost = (smooth @ cost[:, None])[:, 0] + 0.002 * metallic
-            better = cost < lowest
-            lowest = torch.where(better, cost, lowest)
-            new = Guess(color, torch.full_like(cost, level.roughness), torch.full_like(cost, metallic), cost)
-            best = new if best is None else _chosen(better, new, best)
-    assert best is not None
-    return best
-
-
-def _fitted(s: Samples, gain: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """The colour c [N, 3] with which gain c + offset fits the samples, robustly, and the mean residual [N]."""
-    shown = tone.srgb(s.radiance.clamp(0, 1))
-    clipped = s.radiance >= CLIPPED
-    trust = s.weight[:, None] / (s.radiance + 0.05)
-    color = torch.full((s.count, 3), 0.5, device=gain.device)
-    for _ in range(3):
-        guess = color[s.gaussian] * gain + offset
-        difference = (tone.srgb(guess.clamp(0, 1)) - shown).abs()
-        robust = trust / difference.clamp_min(0.01) * (difference < TRUNCATED)
-        robust = torch.where(clipped & (guess > s.radiance), 0, robust) + 1e-4 * trust
-        top, bottom = s.sum(robust * gain * (s.radiance - offset)), s.sum(robust * gain.square())
-        color = (top / bottom.clamp_min(1e-9)).clamp(0.02, 1.0)
-    guess = color[s.gaussian] * gain + offset
-    difference = (tone.srgb(guess.clamp(0, 1)) - shown).abs().mean(1, keepdim=True).clamp(max=TRUNCATED)
-    total = s.sum(s.weight[:, None])
-    cost = s.sum(s.weight[:, None] * difference) / total.clamp_min(1e-9)
-    return color, torch.where(total > 0, cost, TRUNCATED)[:, 0]
-
-
-def _chosen(better: Tensor, new: Guess, old: Guess) -> Guess:
-    def pick(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(better if a.ndim == 1 else better[:, None], a, b)
-
-    return Guess(**{k: pick(getattr(new, k), getattr(old, k)) for k in vars(new)})
 
 
 def neighbour_means(means: Tensor, normals: Tensor, neighbours: int = 12) -> Tensor:

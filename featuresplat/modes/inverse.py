@@ -29,6 +29,7 @@ from featuresplat.modes._inverse_input import check_photographs
 from featuresplat.modes._inverse_light import DAMPED, EVERY, FittedLight
 from featuresplat.modes._inverse_looks import Baked
 from featuresplat.modes._inverse_losses import shading_terms, surface_terms
+from featuresplat.modes._inverse_search import searched
 from featuresplat.modes._inverse_start import inside, oriented, points_box, started
 from featuresplat.shading import tone, transfer
 from featuresplat.shading.deferred import Lighting, Received, shade
@@ -152,7 +153,7 @@ class Mode(static.Mode):
         assert self.sides is not None
         occluders = self.baked.occluders if self.baked is not None else None
         views = self._views()
-        vivid = solve.vividness(solve.lifted(g, self.sides, views, None, None))
+        vivid = solve.vividness(solve.lifted(g, self.sides, views))
         vivid = ((vivid - solve.VIVID) / solve.VIVID).clamp(0, 1)
         cube, color = solve.projected(g, self.sides, vivid, views, occluders, self.light.cube())
         self.light.set(cube.clamp_min(1e-3).log())
@@ -166,12 +167,10 @@ class Mode(static.Mode):
         """Every Gaussian takes the material that explains it best under the light found so far."""
         p, g = self.gaussian_params, self.at().detach()
         assert self.sides is not None
-        occluders = self.baked.occluders if self.baked is not None else None
-        samples = solve.lifted(
-            g, self.sides, self._views(), occluders, None if self.baked is None else self.baked.cells
-        )
+        occluders, cells = (None, None) if self.baked is None else (self.baked.occluders, self.baked.cells)
         near = solve.neighbour_means(g.means, self.sides)
-        guess = solve.searched(samples, self.light, self._received(self.sides), near)
+        received = self._received(self.sides)
+        guess = searched(g, self.sides, received, self.light, self._views(), occluders, cells, near)
         p["base_color"].copy_(_logit(guess.base_color))
         p["roughness"].copy_(_logit(guess.roughness[:, None]))
         p["metallic"].copy_(_logit(guess.metallic[:, None].clamp(0.1, 0.9)))
@@ -393,6 +392,7 @@ from featuresplat.modes._inverse_files import ENDINGS as ENDINGS  # noqa: E402
 from featuresplat.modes._inverse_files import columns as columns  # noqa: E402
 from featuresplat.modes._inverse_files import from_columns as from_columns  # noqa: E402
 from featuresplat.modes._inverse_panel import panel as panel  # noqa: E402
+from featuresplat.modes._inverse_report import report as report  # noqa: E402
 from featuresplat.modes._inverse_scene import KINDS as KINDS  # noqa: E402
 from featuresplat.modes._inverse_scene import picture as picture  # noqa: E402
 from featuresplat.modes._inverse_scene import render as render  # noqa: E402

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from featuresplat.shading import ggx
-from featuresplat.shading.monte_carlo import Surface
+from featuresplat.shading.monte_carlo import Surface, tangent_frame
 from featuresplat.shading.occlusion import Occluders
 from featuresplat.shading.prefilter import Prefilter
 
-MIRROR, DULL = 0.25, 0.6
-"""Up to the first roughness what a lobe meets is one traced ray; from the second on it is the mean over the sky that a
-point sees; in between a mixture."""
+MIRROR = 0.12
+"""Up to this roughness a lobe meets what its middle ray meets; from there on RAYS of them are traced."""
+RAYS = 6
 
 
 @dataclass
@@ -38,12 +39,14 @@ class Lighting:
     prefilter, atlas: the environment, filtered.
     occluders: what stands around, or None where nothing shall be in the way.
     cells: [M, 3] radiance that the occluders' cells send out.
+    rays: traced for each lobe wider than a mirror's.
     """
 
     prefilter: Prefilter
     atlas: Tensor
     occluders: Occluders | None = None
     cells: Tensor | None = None
+    rays: int = RAYS
 
 
 def shade(surface: Surface, received: Received, lighting: Lighting) -> tuple[Tensor, Tensor]:
@@ -56,30 +59,51 @@ def shade(surface: Surface, received: Received, lighting: Lighting) -> tuple[Ten
     lobe, body = ggx.directional_albedos(surface.base_color, surface.roughness, surface.metallic, nv.clamp(1e-3, 1))
     incoming = lighting.prefilter.lookup(lighting.atlas, away, surface.roughness)
     if lighting.occluders is not None and lighting.cells is not None:
-        incoming = _with_surroundings(incoming, away.detach(), surface, received, lighting)
+        assert surface.position is not None
+        place = surface.position.detach(), surface.normal.detach(), away.detach(), surface.roughness.detach()
+        free, lent = surroundings(lighting.occluders, lighting.cells, *place, lighting.rays)
+        incoming = free[:, None] * incoming + lent
     return body * (received.direct + received.reflected), lobe * incoming
 
 
-def _with_surroundings(sky: Tensor, away: Tensor, surface: Surface, received: Received, lighting: Lighting) -> Tensor:
-    assert lighting.occluders is not None
-    assert lighting.cells is not None
-    assert surface.position is not None
-    traced = (surface.roughness.detach() < DULL).nonzero()[:, 0]
-    hit = torch.full((len(sky),), -1, dtype=torch.int64, device=sky.device)
-    hit[traced] = lighting.occluders.trace(
-        surface.position.detach()[traced], surface.normal.detach()[traced], away[traced]
-    )
-    return met(sky, hit, surface.roughness.detach(), received, lighting.cells)
-
-
-def met(sky: Tensor, hit: Tensor, roughness: Tensor, received: Received, cells: Tensor) -> Tensor:
-    """What a lobe meets: for mirrors the cell that the reflected ray hits, in place of the sky; for dull surfaces what
-    the point sees at large.
+def surroundings(
+    occluders: Occluders, cells: Tensor, position: Tensor, normal: Tensor, away: Tensor, roughness: Tensor, rays: int
+) -> tuple[Tensor, Tensor]:
+    """Share of P lobes that ends in the sky [P], and what the rest of each brings from other surfaces [P, 3].
 
     Args:
-        sky: [P, 3] filtered environment. hit: [P] cell or -1. roughness: [P]. cells: [M, 3] radiance.
+        cells: [M, 3] radiance of the occluders' cells.
+        position, normal: [P, 3]. away: [P, 3] the lobes' middles. roughness: [P].
+        rays: for each lobe wider than a mirror's.
     """
-    sharp = torch.where((hit >= 0)[:, None], cells[hit.clamp_min(0)], sky)
-    large = received.openness[:, None] * sky + received.reflected
-    dull = ((roughness - MIRROR) / (DULL - MIRROR)).clamp(0, 1)[:, None]
-    return sharp + dull * (large - sharp)
+    free, lent = torch.zeros_like(roughness), torch.zeros_like(position)
+    for wide, count in ((False, 1), (True, rays)):
+        at = ((roughness > MIRROR) == wide).nonzero()[:, 0]
+        if not len(at):
+            continue
+        n = normal[at, None].expand(-1, count, -1)
+        dirs = lobe_rays(away[at], roughness[at], count, at) if wide else away[at, None]
+        weight = (dirs * n).sum(-1).clamp_min(0) + 1e-6
+        start = position[at, None].expand(-1, count, -1)
+        hit = occluders.trace(start.reshape(-1, 3), n.reshape(-1, 3), dirs.reshape(-1, 3)).reshape(-1, count)
+        share = weight / weight.sum(1, keepdim=True)
+        free[at] = torch.where(hit < 0, share, 0).sum(1)
+        lent[at] = (torch.where(hit < 0, 0, share)[..., None] * cells[hit.clamp_min(0)]).sum(1)
+    return free, lent
+
+
+def lobe_rays(away: Tensor, roughness: Tensor, count: int, turn: Tensor) -> Tensor:
+    """[P, count, 3] directions spread over GGX lobes about ``away`` [P, 3], those of the split sum (normal = view).
+
+    Args:
+        turn: [P] any numbers that differ between neighbours: each lobe's pattern is turned by its own.
+    """
+    frame = tangent_frame(away)
+    k = torch.arange(count, device=away.device, dtype=away.dtype)
+    alpha = ggx.alpha_of(roughness)[:, None]
+    # Half vectors by GGX's distribution, up to 45 degrees: the ray turns by twice their angle.
+    u = (k + 0.5) / count / (1 + alpha.square())
+    angle = 2 * torch.atan(alpha * (u / (1 - u)).sqrt())
+    phi = 2 * math.pi * (k * 0.6180339887498949 + (turn[:, None].double() * 0.7548776662466927).frac().to(away))
+    local = torch.stack([angle.sin() * phi.cos(), angle.sin() * phi.sin(), angle.cos()], -1)
+    return local @ frame

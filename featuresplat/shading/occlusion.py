@@ -19,6 +19,8 @@ DENSITY = 2.0
 FILLED = 0.35
 """Opacity from which a cell counts as filled."""
 MAX_STEPS = 64
+BEHIND = 0.1
+"""Cosine between a ray and a cell's normal from which on the ray comes from behind."""
 OFFSET = 1.6
 """Rays begin this many cells above their surface."""
 
@@ -33,6 +35,7 @@ class Occluders:
         distance: [X, Y, Z] float32 in cells, from a cell's centre to the nearest filled one's; 0 = filled.
         nearest: [X, Y, Z] int32 number of that filled cell, 0 .. M-1.
         members: CSR of [M, N]: rows are means over the Gaussians that fill a cell.
+        normals: [M, 3] of the cells' surfaces, or None: then cells stop rays from both sides.
     """
 
     origin: Tensor
@@ -40,6 +43,7 @@ class Occluders:
     distance: Tensor
     nearest: Tensor
     members: Tensor
+    normals: Tensor | None = None
 
     def __len__(self) -> int:
         return self.members.shape[0]
@@ -100,6 +104,10 @@ class Occluders:
             flat = (at.long() * stride).sum(1)
             free = distance[flat]
             hit = free < 0.5
+            if self.normals is not None and hit.any():
+                # A surface stops what comes from outside: leaving it at a slant, through its own cells, is no hit.
+                facing = (self.normals[nearest[flat[hit]].long()] * dirs[hit]).sum(1) < BEHIND
+                hit[hit.clone()] = facing
             if hit.any():
                 out[ids[hit]] = nearest[flat[hit]].long()
                 on = ~hit
@@ -112,7 +120,13 @@ class Occluders:
 
 
 def build(
-    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, weights: Tensor, resolution: int = 192
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    weights: Tensor,
+    resolution: int = 192,
+    normals: Tensor | None = None,
 ) -> Occluders:
     """The filled cells of N Gaussians, each taken as the flat disc of its two longer axes.
 
@@ -120,6 +134,7 @@ def build(
         means [N, 3], quats [N, 4], scales [N, 3], opacities [N]: world frame, activated.
         weights: [N] how much each shows in the photographs; what hardly does is no solid thing.
         resolution: cells along the longest side of the scene's box.
+        normals: [N, 3] unit, outwards: with them, surfaces stop rays from outside alone.
 
     Raises:
         FeaturesplatError: no Gaussian is solid.
@@ -151,12 +166,14 @@ def build(
     nearest = numbers[np.ravel_multi_index(tuple(place), grid.shape)]
     kept = filled[flat]
     rows = torch.from_numpy(numbers).to(device)[flat[kept]].long()
+    members = _mean_matrix(rows, owners[kept], share[kept], int(filled.sum()), len(means))
     return Occluders(
         origin=low,
         cell=cell,
         distance=torch.from_numpy(distance.astype(np.float32)).to(device),
         nearest=torch.from_numpy(nearest).to(device),
-        members=_mean_matrix(rows, owners[kept], share[kept], int(filled.sum()), len(means)),
+        members=members,
+        normals=None if normals is None else torch.nn.functional.normalize(members @ normals, dim=1),
     )
 
 

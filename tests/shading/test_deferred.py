@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from featuresplat.shading import cubemap
-from featuresplat.shading.deferred import DULL, MIRROR, Lighting, Received, met, shade
+from featuresplat.shading.deferred import Lighting, Received, lobe_rays, shade, surroundings
 from featuresplat.shading.monte_carlo import Surface
-from featuresplat.shading.prefilter import Prefilter
+from featuresplat.shading.prefilter import Prefilter, lobe
 
 P = 12
 
@@ -71,12 +73,34 @@ def test_gradients_by_finite_differences(filters):
         assert numeric == pytest.approx(exact, rel=0.02, abs=2e-3), k
 
 
-def test_mirrors_meet_what_their_ray_hits_and_dull_surfaces_what_they_see_at_large():
-    sky, cells = torch.full((4, 3), 2.0), torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
-    received = Received(torch.zeros(4, 3), torch.full((4, 3), 0.25), torch.full((4,), 0.5))
-    hit = torch.tensor([-1, 1, -1, 1])
-    roughness = torch.tensor([MIRROR, MIRROR, DULL, DULL])
-    found = met(sky, hit, roughness, received, cells)
-    torch.testing.assert_close(found[0], sky[0])
-    torch.testing.assert_close(found[1], cells[1])
-    torch.testing.assert_close(found[2:], torch.full((2, 3), 0.5 * 2.0 + 0.25))
+def test_rays_follow_the_lobe():
+    """Their cosines to the middle have the median that the GGX lobe has, and mirrors send one ray ahead."""
+    away = F.normalize(torch.randn(500, 3, generator=torch.Generator().manual_seed(2)), dim=1)
+    for roughness in (0.2, 0.5, 0.8):
+        dirs = lobe_rays(away, torch.full((500,), roughness), 64, torch.arange(500))
+        torch.testing.assert_close(dirs.norm(dim=-1), torch.ones(500, 64), atol=1e-5, rtol=0)
+        cosine = (dirs * away[:, None]).sum(-1)
+        grid = torch.linspace(0, 1, 100_001)
+        mass = lobe(grid, roughness) / grid.clamp_min(1e-6)  # the cosine is counted where the rays are weighted
+        running = mass.cumsum(0) / mass.sum()
+        want = grid[torch.searchsorted(running, 0.5)]
+        angle, true = (torch.rad2deg(torch.acos(v)) for v in (cosine.median(), want))
+        assert float(angle) == pytest.approx(float(true), rel=0.12)
+
+
+class Wall:
+    """Occluders of one cell: everything with x > 0 in its direction meets it."""
+
+    def trace(self, points, normals, dirs):
+        return torch.where(dirs[:, 0] > 0, 0, -1)
+
+
+def test_what_stands_around_takes_its_share_of_the_lobe():
+    away = F.normalize(torch.tensor([[1.0, 0.0, 1.0], [-1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]), dim=1)
+    normal, cells = torch.tensor([[0.0, 0.0, 1.0]]).expand(3, 3), torch.tensor([[0.2, 0.4, 0.6]])
+    wall: Any = Wall()
+    for roughness in (0.05, 0.3):
+        free, lent = surroundings(wall, cells, torch.zeros(3, 3), normal, away, torch.full((3,), roughness), 64)
+        torch.testing.assert_close(free[:2], torch.tensor([0.0, 1.0]), atol=0.05, rtol=0)
+        torch.testing.assert_close(lent, (1 - free)[:, None] * cells)
+    assert float(free[2]) == pytest.approx(0.5, abs=0.1)

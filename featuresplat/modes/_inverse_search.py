@@ -1,0 +1,190 @@
+"""Which of a few materials explains each Gaussian best, judged pixel by pixel.
+
+Gradient descent does not find its way from matt to mirror: in between nothing fits. So every pixel of some photographs
+is shaded as metal and as dielectric of a few roughnesses, under the light found so far; what is shaded is linear in
+the base colour, so that each Gaussian's best colour for each of these materials is a quotient of two lifted sums, and
+what then remains, lifted and averaged over neighbours, tells which material it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from featuresplat import raster
+from featuresplat.modes import _inverse_pixels as px
+from featuresplat.modes._inverse_light import FittedLight
+from featuresplat.modes._inverse_solve import CLIPPED, TRUNCATED, Views
+from featuresplat.shading import ggx, tone
+from featuresplat.shading.deferred import Received, surroundings
+from featuresplat.shading.occlusion import Occluders
+from featuresplat.shading.prefilter import LEVELS
+from featuresplat.types import Gaussians
+
+VIEWS = 16
+"""Most photographs that are searched."""
+PIXELS = 24_000
+"""Most pixels of each, about: larger ones are reduced."""
+RAYS = 4
+ROUNDS = 2
+"""Colours are fitted that often; each time what does not fit counts less."""
+SPREADS = 3
+"""Times that what remains is averaged over neighbours."""
+KINDS = [(level, metallic) for level in range(len(LEVELS)) for metallic in (0.0, 1.0)]
+
+
+@dataclass
+class Guess:
+    """Materials: base_color [N, 3], roughness [N], metallic [N]; residual [N] in display units."""
+
+    base_color: Tensor
+    roughness: Tensor
+    metallic: Tensor
+    residual: Tensor
+
+
+@dataclass
+class _Shaded:
+    """The P pixels of a view that show a surface, as each of the H materials of KINDS.
+
+    Attributes:
+        rows: [P]. radiance, shown: [P, 3] photographed, linear and as shown. trust: [P, 1].
+        gain, offset: [P, H, 3]: radiance is gain color + offset.
+    """
+
+    matrices: tuple[Tensor, Tensor]
+    size: tuple[int, int]
+    rows: Tensor
+    alpha: Tensor
+    radiance: Tensor
+    shown: Tensor
+    trust: Tensor
+    gain: Tensor
+    offset: Tensor
+
+
+@torch.no_grad()
+def searched(
+    g: Gaussians,
+    normals: Tensor,
+    received: Received,
+    light: FittedLight,
+    views: Views,
+    occluders: Occluders | None,
+    cells: Tensor | None,
+    near: Tensor,
+) -> Guess:
+    """The best of KINDS for every Gaussian.
+
+    Args:
+        normals: [N, 3] unit, outwards. received: diffuse light at the N Gaussians.
+        cells: [M, 3] radiance of the occluders' cells.
+        near: sparse [N, N], means over neighbours.
+    """
+    features = torch.cat([normals, received.direct + received.reflected], 1)
+    chosen = views.chosen[:: -(-len(views.chosen) // VIEWS)]
+    shaded = [_shaded(g, features, light, views, i, occluders, cells) for i in chosen]
+    color = torch.full((len(g), len(KINDS), 3), 0.5, device=normals.device)
+    trusts = [s.trust.expand(-1, len(KINDS)) for s in shaded]
+    cost = torch.zeros(len(g), len(KINDS), device=normals.device)
+    for _ in range(ROUNDS):
+        color = _colors(g, shaded, trusts, views)
+        residuals = [_residual(g, s, color, views) for s in shaded]
+        trusts = [s.trust / r.clamp_min(0.02) for s, r in zip(shaded, residuals, strict=True)]
+        cost = _lifted_mean(g, shaded, residuals, views)
+    for _ in range(SPREADS):
+        cost = near @ cost
+    residual, best = cost.min(1)
+    kinds = torch.tensor([(LEVELS[level].roughness, metallic) for level, metallic in KINDS]).to(normals)[best]
+    return Guess(color[torch.arange(len(g)), best], kinds[:, 0], kinds[:, 1], residual)
+
+
+def _shaded(
+    g: Gaussians, features: Tensor, light: FittedLight, views: Views, i: int, occluders: Occluders | None,
+    cells: Tensor | None,
+) -> _Shaded:  # fmt: skip
+    assert light.atlas is not None
+    (viewmat, K), (width, height) = views.matrices(i), views.cameras.sizes[i]
+    image, reduce = views.image(i), 1
+    while width * height / reduce**2 > PIXELS and not (width % (2 * reduce) or height % (2 * reduce)):
+        reduce *= 2
+    if reduce > 1:
+        width, height = width // reduce, height // reduce
+        image = F.avg_pool2d(image.permute(2, 0, 1)[None], reduce)[0].permute(1, 2, 0)
+        K = torch.cat([K[:, :2] / reduce, K[:, 2:]], 1)
+    out = raster.rasterize(
+        g.means, g.quats, g.scales, g.opacities, None, viewmat, K, width, height, features=features, **views.options
+    )
+    assert out.features is not None
+    alpha = out.alpha.reshape(-1, 1)
+    centre, rays = px.view_rays(viewmat[0], K[0], width, height)
+    f = out.features.reshape(len(alpha), -1) / alpha.clamp_min(1e-6)
+    view, normal = -F.normalize(rays.reshape(-1, 3), dim=1), F.normalize(f[:, :3], dim=1)
+    cosine = (view * normal).sum(1)
+    rows = ((alpha[:, 0] > 0.5) & (cosine > 0.1)).nonzero()[:, 0]
+    view, normal, cosine, irradiance = view[rows], normal[rows], cosine[rows], f[rows, 3:]
+    away = 2 * cosine[:, None] * normal - view
+    points = centre + out.depth.reshape(-1, 1)[rows] * rays.reshape(-1, 3)[rows]
+    radiance = image.reshape(-1, 3)[rows]
+    gain, offset = [], []
+    for level in LEVELS:
+        roughness = torch.full_like(cosine, level.roughness)
+        incoming = light.prefilter.lookup(light.atlas, away, roughness)
+        if occluders is not None and cells is not None:
+            free, lent = surroundings(occluders, cells, points, normal, away, roughness, RAYS)
+            incoming = free[:, None] * incoming + lent
+        A, B = (t[:, None] for t in ggx.albedo_terms(cosine, roughness))
+        lost = 1 / (A + B).clamp_min(1e-3) - 1
+        layer = (ggx.F0 * A + B) * (1 + ggx.F0 * lost)
+        # Compensation for a reflectance of about a half: what is left is linear in the colour.
+        gain += [(1 - layer) * irradiance, A * incoming * (1 + 0.7 * lost)]
+        offset += [layer * incoming, B * incoming]
+    trust = 1 / (radiance.mean(1, keepdim=True) + 0.05)
+    shown = tone.srgb(radiance.clamp(0, 1))
+    return _Shaded(
+        (viewmat, K), (width, height), rows, alpha[rows], radiance, shown, trust, torch.stack(gain, 1),
+        torch.stack(offset, 1),
+    )  # fmt: skip
+
+
+def _lift(g: Gaussians, s: _Shaded, values: Tensor, views: Views) -> Tensor:
+    """[N, C] of values [P, C]."""
+    maps = px.spread(values, s.rows, s.size[1], s.size[0])
+    sums, _ = raster.lift(g.means, g.quats, g.scales, g.opacities, *s.matrices, *s.size, maps[None], **views.options)
+    return sums
+
+
+def _colors(g: Gaussians, shaded: list[_Shaded], trusts: list[Tensor], views: Views) -> Tensor:
+    """[N, H, 3] with which each material fits best, by weighted least squares."""
+    top = bottom = torch.zeros(())
+    for s, trust in zip(shaded, trusts, strict=True):
+        weight = trust[..., None] * (s.radiance < CLIPPED)[:, None]
+        both = torch.cat([weight * s.gain * (s.radiance[:, None] - s.offset), weight * s.gain.square()], 1)
+        sums = _lift(g, s, both.reshape(len(both), -1), views).reshape(len(g), 2 * len(KINDS), 3)
+        top, bottom = top + sums[:, : len(KINDS)], bottom + sums[:, len(KINDS) :]
+    few = 1e-3 * bottom.mean((0, 2), keepdim=True)
+    return ((top + 0.5 * few) / (bottom + few)).clamp(0.02, 1.0)
+
+
+def _residual(g: Gaussians, s: _Shaded, color: Tensor, views: Views) -> Tensor:
+    """[P, H] mean absolute difference to the photograph, in display units, TRUNCATED at most."""
+    out = raster.rasterize(
+        g.means, g.quats, g.scales, g.opacities, None, *s.matrices, *s.size, features=color.reshape(len(g), -1),
+        **views.options,
+    )  # fmt: skip
+    assert out.features is not None
+    there = out.features.reshape(s.size[0] * s.size[1], -1)[s.rows].reshape(len(s.rows), -1, 3) / s.alpha[:, None]
+    shown = tone.srgb((there * s.gain + s.offset).clamp(0, 1))
+    return (shown - s.shown[:, None]).abs().mean(-1).clamp(max=TRUNCATED)
+
+
+def _lifted_mean(g: Gaussians, shaded: list[_Shaded], values: list[Tensor], views: Views) -> Tensor:
+    """[N, H] means of [P, H] over the pixels where each Gaussian shows; TRUNCATED where it never does."""
+    total, mass = torch.zeros(()), torch.zeros(())
+    for s, v in zip(shaded, values, strict=True):
+        sums = _lift(g, s, torch.cat([v, torch.ones_like(v[:, :1])], 1), views)
+        total, mass = total + sums[:, :-1], mass + sums[:, -1:]
+    return torch.where(mass > 1e-3, total / mass.clamp_min(1e-3), TRUNCATED)
