@@ -393,6 +393,7 @@ from featuresplat.modes._inverse_files import columns as columns  # noqa: E402
 from featuresplat.modes._inverse_files import from_columns as from_columns  # noqa: E402
 from featuresplat.modes._inverse_panel import panel as panel  # noqa: E402
 from featuresplat.modes._inverse_report import report as report  # noqa: E402
+from featuresplat.modes._inverse_report import report as report  # noqa: E402
 from featuresplat.modes._inverse_scene import KINDS as KINDS  # noqa: E402
 from featuresplat.modes._inverse_scene import picture as picture  # noqa: E402
 from featuresplat.modes._inverse_scene import render as render  # noqa: E402

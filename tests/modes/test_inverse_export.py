@@ -112,3 +112,15 @@ def test_a_missing_column(scene, run, tmp_path):
     del found["metallic"]
     with pytest.raises(FeaturesplatError, match="lacks the column 'metallic'"):
         from_columns(scene, comments[0].split(" ", 2)[2], found, tmp_path / "a.ply")
+
+
+def test_the_report_shows_materials_light_and_other_lights(scene):
+    from featuresplat.modes.inverse import report
+
+    sections = dict(report(scene))
+    assert list(sections) == ["Materials", "Light", "Under other lights"]
+    assert sections["Materials"].count("<img") == 8
+    assert sections["Light"].count("<img") == 1
+    assert sections["Under other lights"].count("<img") == 8
+    for word in ("Albedo", "Normal", "Roughness", "Metallic", "view_2.png"):
+        assert word in sections["Materials"]
