@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import queue
 import signal
@@ -19,6 +20,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -40,6 +42,8 @@ MAX_FEATURE_SIZE = 1600
 EXHAUSTIVE = 150
 WINDOW, SIMILAR = 10, 20
 WORST_SHARE = 0.8
+PATIENCE = 12.0
+"""Seconds a frame of a video that the search for poses may take: some films have none to find, and it would go on."""
 ADVICE = (
     "Take more photographs with more overlap (each thing in at least three, small steps between them), sharp, of a"
     " scene with texture, standing still, with one camera at one focal length."
@@ -151,7 +155,7 @@ def reconstruct(
             "similar": SIMILAR,
         }
         (work / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-        _run_worker(work, progress)
+        _run_worker(work, progress, PATIENCE * max(len(names), 25) if video else math.inf)
     raw = json.loads(done.read_text(encoding="utf-8"))
     registered = raw["registered"]
     failed = sorted({*names, *unreadable} - set(registered))
@@ -183,8 +187,9 @@ def _judge(verdict: Verdict, unreadable: list[str], progress: Progress) -> None:
         warnings.warn(f"left out, because they cannot be read: {', '.join(unreadable[:10])}.", stacklevel=3)
 
 
-def _run_worker(work: Path, progress: Progress) -> None:
-    """Run the worker to its end, passing its progress on; it is ended when this process is interrupted."""
+def _run_worker(work: Path, progress: Progress, patience: float = math.inf) -> None:
+    """Run the worker to its end, passing its progress on; it is ended when this process is interrupted, or when it has
+    taken ``patience`` seconds."""
     script = Path(__file__).with_name("_sfm_worker.py")
     log = work / "colmap.log"
     with open(log, "w", encoding="utf-8") as errors:
@@ -198,7 +203,7 @@ def _run_worker(work: Path, progress: Progress) -> None:
             errors="replace",
         )
         try:
-            _relay(worker, work / "database.db", progress)
+            _relay(worker, work / "database.db", progress, patience)
             code = worker.wait()
         finally:
             if worker.poll() is None:
@@ -222,8 +227,9 @@ def _run_worker(work: Path, progress: Progress) -> None:
     )
 
 
-def _relay(worker: subprocess.Popen[str], database: Path, progress: Progress) -> None:
+def _relay(worker: subprocess.Popen[str], database: Path, progress: Progress, patience: float = math.inf) -> None:
     """Pass the worker's progress on until it closes its output, counting rows where it asks for that."""
+    until = time.monotonic() + patience
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def listen() -> None:
@@ -234,6 +240,12 @@ def _relay(worker: subprocess.Popen[str], database: Path, progress: Progress) ->
     threading.Thread(target=listen, daemon=True).start()
     watched: tuple[str, str, int] | None = None
     while True:
+        if time.monotonic() > until:
+            raise FeaturesplatError(
+                f"no poses were found within {patience / 60:.0f} minutes: the frames hardly fit together.",
+                "Film slowly, without cuts, moving round a scene that mostly holds still; or give poses"
+                " (transforms.json). The same command goes on where this one stopped.",
+            )
         try:
             line = lines.get(timeout=0.5)
         except queue.Empty:

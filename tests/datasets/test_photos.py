@@ -304,6 +304,20 @@ def test_a_native_abort_is_told_and_leaves_a_clean_start(tmp_path, monkeypatch):
     assert not (tmp_path / "features.done").exists()
 
 
+def test_a_search_without_end_is_ended(tmp_path, monkeypatch):
+    start, workers = subprocess.Popen, []
+
+    def endless(arguments, **options):
+        workers.append(start([sys.executable, "-c", "while True: pass"], **options))
+        return workers[0]
+
+    monkeypatch.setattr(_sfm.subprocess, "Popen", endless)
+    with pytest.raises(FeaturesplatError, match="no poses were found within 0 minutes") as caught:
+        _sfm._run_worker(tmp_path, quiet, patience=0.0)
+    assert "Film slowly" in caught.value.hint
+    assert workers[0].poll() is not None
+
+
 def test_poor_registration_warns_and_names_the_failed(recwarn):
     bad = _sfm.Verdict(["a.jpg", "b.jpg", "c.jpg"], [f"{k:02d}.jpg" for k in range(12)], [3, 3], 99, 0.5, 1)
     with pytest.warns(UserWarning, match="3 of 15 photographs registered") as caught:
