@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
+import yaml
 from table_scene import make_world
 
 from featuresplat.errors import FeaturesplatError
 from featuresplat.prompts import materials
+from featuresplat.prompts.edit_files import edit_from_dict
 from featuresplat.prompts.edits import Recolor, Transform
 from featuresplat.prompts.language import parse
 from featuresplat.prompts.materials import Material
@@ -98,3 +103,18 @@ def test_values_that_make_no_sense(edit, says):
     with pytest.raises(FeaturesplatError) as caught:
         edit.values()
     assert says in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_the_guide_tells_no_lies():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "inverse.md").read_text(encoding="utf-8")
+    block = text.split("```yaml\n")[1].split("```")[0]
+    found = [edit_from_dict(values) for values in yaml.safe_load(block)["edits"]]
+    for edit in found:
+        assert isinstance(edit, Material)
+        edit.values()
+    said = text.split("In words,")[1].split("As data:")[0]
+    sentences = [" ".join(s.split()) for s in re.findall(r'"([^"]+)"', said)]
+    assert len(sentences) >= 8
+    assert all(isinstance(e, Material) for e in edits(". ".join(sentences)))
+    named = text.split("| `material` |")[1].split(". Gives all")[0]
+    assert [w.strip() for w in named.split(",")] == list(materials.MATERIALS)
