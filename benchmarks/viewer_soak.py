@@ -3,8 +3,8 @@
     python benchmarks/viewer_soak.py RUN --minutes 10 --prompts "soccer ball" "banana"
 
 A real browser (where there is one) and a client that speaks the protocol move, ask, select, keep, edit, undo, change
-views, export and come and go, in an order fixed by the seed. Every ten seconds the memory of this process is noted.
-At the end: its growth over the second half, errors in the log, and errors in the browser's console. The exit status
+views, export and come and go, in an order fixed by the seed. Every ten seconds everything is undone and forgotten, so
+that moments can be compared, and the memory of this process is noted. At the end: its growth over the second half, errors in the log, and errors in the browser's console. The exit status
 is 1 when anything complained or memory grew by more than five per cent.
 """
 
@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import logging
 import random
+import shlex
 import sys
 import tempfile
 import time
@@ -32,6 +34,7 @@ from wire import WireBrowser, until
 from featuresplat.errors import FeaturesplatError
 from featuresplat.raster import _native
 from featuresplat.scene import Scene
+from featuresplat.viewer import heap
 from featuresplat.viewer.app import App
 from featuresplat.viewer.panels import ask, edit, export
 
@@ -61,6 +64,7 @@ class Complaints(logging.Handler):
 class Soak:
     def __init__(self, app: App, prompts: list[str], seed: int):
         self.app, self.prompts, self.random = app, prompts, random.Random(seed)
+        self.scene = app.document.scene
         self.wire: WireBrowser | None = None
         self.did: dict[str, int] = {}
 
@@ -109,6 +113,15 @@ class Soak:
         for path in (self.app.folder / "exports").glob("*"):  # pyright: ignore[reportOptionalOperand]
             path.unlink()
 
+    def rest(self) -> int:
+        """Bytes in use when all edits, selections and prompts are forgotten."""
+        self.app.document.ask([], negatives=[])
+        self.app.document.replace_base(self.scene)
+        until(self.app.settled, "the viewer to settle", 300)
+        gc.collect()
+        heap.trim()
+        return resident()
+
     def reconnect(self, session: Any) -> None:
         if self.wire is not None:
             self.wire.close()
@@ -132,7 +145,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 tab.page.wait_for_timeout(1)
                 if time.monotonic() - noted > 10:
                     noted = time.monotonic()
-                    memory.append((round(noted - began), resident()))
+                    memory.append((round(noted - began), soak.rest()))
             console = list(tab.errors)
             tab.close()
         if soak.wire is not None:
@@ -148,6 +161,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def command() -> str:
+    """As it was typed, without where the run lies and where the figures go."""
+    words = ["python", "benchmarks/viewer_soak.py", "RUN", *sys.argv[2:]]
+    return shlex.join(words[: words.index("--json")] if "--json" in words else words)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -160,7 +179,10 @@ def main() -> int:
     print(json.dumps(result, indent=2))
     if args.json:
         args.json.write_text(
-            json.dumps({"run": args.run.name, **result, **provenance(_native.num_threads())}, indent=2) + "\n"
+            json.dumps(
+                {"run": args.run.name, "command": command(), **result, **provenance(_native.num_threads())}, indent=2
+            )
+            + "\n"
         )
     bad = result["log_errors"] or result["console_errors"] or result["growth_of_second_half"] > GROWTH
     return 1 if bad else 0

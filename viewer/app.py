@@ -26,6 +26,7 @@ from featuresplat.prompts import pieces, surface, text
 from featuresplat.scene import Scene
 from featuresplat.types import Cameras
 
+from . import heap
 from .cameras import home
 from .document import Document
 from .gate import Gate, addresses, free_port, guarded
@@ -101,6 +102,7 @@ class App:
             import viser
         except ImportError:
             raise FeaturesplatError("viewer: the package viser is not installed.", "pip install 'viser>=1.1'") from None
+        heap.keep_few()
         # A browser may leave while something is on its way to it; that is no news.
         warnings.filterwarnings("ignore", message="Queued a .* on a closed connection")
         gate = Gate(host, token)
@@ -126,7 +128,7 @@ class App:
         server.gui.main_panel.dock_right()
         server.gui.set_panel_label(self.title)
 
-    def warm(self) -> None:
+    def warm(self) -> threading.Thread:
         """Get ready, in the background, what the first question and the first click would wait for."""
 
         def run() -> None:
@@ -136,7 +138,9 @@ class App:
             with contextlib.suppress(Exception):
                 pieces.pieces_of(scene, surface.snapshot(scene))
 
-        threading.Thread(target=run, name="viewer warm-up", daemon=True).start()
+        thread = threading.Thread(target=run, name="viewer warm-up", daemon=True)
+        thread.start()
+        return thread
 
     def stop(self) -> None:
         """Close every browser's session and the server; may be called twice."""
@@ -215,6 +219,7 @@ class App:
                 with self._lock:
                     self._pending -= 1
                 session.refresh()
+                heap.trim()
 
         with self._lock:
             self._pending += 1
