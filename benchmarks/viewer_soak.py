@@ -4,8 +4,9 @@
 
 A real browser (where there is one) and a client that speaks the protocol move, ask, select, keep, edit, undo, change
 views, export and come and go, in an order fixed by the seed. Every ten seconds everything is undone and forgotten, so
-that moments can be compared, and the memory of this process is noted. At the end: its growth over the second half, errors in the log, and errors in the browser's console. The exit status
-is 1 when anything complained or memory grew by more than five per cent.
+that moments can be compared, and the memory of this process is noted. At the end: its growth over the second half,
+errors in the log, and errors in the browser's console. The exit status is 1 when anything complained or memory grew
+by more than five per cent.
 """
 
 from __future__ import annotations
