@@ -154,8 +154,8 @@ def select_text(
 
     Args:
         threshold: scores above are in; default 0.5.
-        whole: those pieces of the scene that the phrase finds for the most part, where there are any; else, and without
-            pieces, the Gaussians themselves, cleaned up.
+        whole: the pieces of the scene that the phrase finds for the most part, where they are most of what it finds;
+            else the one piece that is most of it, if a quarter of that is found; else the Gaussians, cleaned up.
 
     Raises:
         FeaturesplatError: as `text.ask`.
@@ -168,11 +168,15 @@ def select_text(
         ids, count = pieces.ids.to(found.device), pieces.scores.shape[1]
         of_all = torch.zeros(count, device=found.device).index_add(0, ids, weight)
         of_found = torch.zeros(count, device=found.device).index_add(0, ids, weight * found)
+        of_found[-1] = 0.0  # the rest is no thing
+        if not pieces.found:
+            of_found[0] = 0.0
         mostly = of_found > 0.5 * of_all
-        mostly[-1] = False  # the rest is no thing
-        mostly[0] &= pieces.found
-        if bool(mostly.any()):
+        largest, total = int(of_found.argmax()), float(of_found.sum())
+        if bool(mostly.any()) and float(of_found[mostly].sum()) > 0.5 * total:
             return Selection(mostly[ids], phrase)
+        if total > 0 and float(of_found[largest]) > max(0.5 * total, 0.25 * float(of_all[largest])):
+            return Selection(ids == largest, phrase)
     return Selection(found, phrase).cleanup(scene)
 
 

@@ -413,6 +413,19 @@ def test_text_finds_whole_objects(asked, world):
     assert float(parts[ball].float().mean()) < 0.75
 
 
+def test_text_finds_the_large_thing_that_it_finds_a_third_of(asked, world):
+    """Not the small one that it mistakes for it."""
+    scene, labels = world
+    taken = torch.where((labels == 2) | ((labels == 1) & (torch.arange(len(labels)) % 5 < 2)), 1, 0)
+    found = select_text(with_field(replace(scene, fields={}), taken), NAMES[1])
+    flat = labels == 1
+    assert float(found.mask[flat].float().mean()) > 0.85
+    assert float(found.mask[labels == 2].float().mean()) < 0.2
+    few = torch.where((labels == 1) & (torch.arange(len(labels)) % 10 == 0), 1, 0)
+    alone = select_text(with_field(replace(scene, fields={}), few), NAMES[1])
+    assert float(alone.mask[flat].float().mean()) < 0.3  # a tenth is no table
+
+
 def test_nothing_of_it_is_there(asked):
     with pytest.raises(FeaturesplatError, match="nothing of it is found"):
         Target(text="background").select(asked)
