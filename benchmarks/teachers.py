@@ -10,7 +10,8 @@ of its mask (LangSplat's rule on the relevancy) and the localisation (is the bes
 
 - "photo": the teacher's own map of the held-out photograph;
 - "field": the maps of the training views lifted onto the Gaussians and rendered;
-- "Gaussians": the Gaussians selected by their own codes, rendered.
+- "Gaussians": the Gaussians selected by their own codes, rendered;
+- "objects": the whole objects that edits would take (`targets.select_text`), rendered.
 
 CPU seconds per image are of one thread. Results go to benchmarks/results/teachers-cpu.json.
 """
@@ -93,6 +94,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         "photo": photo,
         "field": measure_masks(scene, masks),
         "gaussians": measure_masks(scene, masks, gaussians=True),
+        "objects": measure_masks(scene, masks, objects=True),
     }
     count = len(scene.part("train"))
     return {**out, "cpu_seconds_per_image": cpu, "seconds": seconds, "views": count, "settings": settings(scene)}
@@ -141,7 +143,7 @@ def settings(scene: Scene) -> dict[str, Any]:
 
 
 def table(row: dict[str, Any]) -> str:
-    kinds = ("photo", "field", "gaussians")
+    kinds = ("photo", "field", "gaussians", "objects")
     lines = [f"{'':22s}" + "".join(f"{k + ' IoU':>16s}{'loc':>6s}" for k in kinds)]
     for word in row["field"]["labels"]:
         cells = [row[k]["labels"].get(word, {"iou": float("nan"), "localisation": float("nan")}) for k in kinds]

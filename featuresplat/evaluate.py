@@ -33,6 +33,7 @@ def evaluate(
     masks: str | Path | None = None,
     field: str | None = None,
     gaussians: bool = False,
+    objects: bool = False,
     compete: bool = False,
     progress: Any = None,
 ) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def evaluate(
     Args:
         masks: folder of true masks; adds ``masks`` to the result, see `featuresplat.masks_eval`. What an earlier
             evaluation found of masks is kept otherwise.
-        field, gaussians, compete, progress: of `featuresplat.masks_eval.measure_masks`.
+        field, gaussians, objects, compete, progress: of `featuresplat.masks_eval.measure_masks`.
 
     Raises:
         FeaturesplatError: no such run, or its photographs are gone, or nothing was held out; masks that cannot be
@@ -56,7 +57,7 @@ def evaluate(
     dataset = dataset_of(scene)
     result = measure(there, dataset, backend)
     if truth is not None:
-        how = {"gaussians": gaussians, "compete": compete, "progress": progress}
+        how = {"gaussians": gaussians, "objects": objects, "compete": compete, "progress": progress}
         result["masks"] = measure_masks(there, truth, field, dataset=dataset, **how)
     elif "masks" in (before := _earlier(run)):
         result["masks"] = before["masks"]

@@ -20,6 +20,7 @@ from featuresplat.datasets import Dataset
 from featuresplat.errors import FeaturesplatError
 from featuresplat.prompts import spatial, text
 from featuresplat.prompts.selection import Selection
+from featuresplat.prompts.targets import select_text
 from featuresplat.scene import Scene
 from featuresplat.types import Cameras
 
@@ -80,6 +81,7 @@ def measure_masks(
     field: str | None = None,
     *,
     gaussians: bool = False,
+    objects: bool = False,
     compete: bool = False,
     dataset: Dataset | None = None,
     progress: Progress | None = None,
@@ -94,12 +96,17 @@ def measure_masks(
 
     Args:
         gaussians: render the selected Gaussians in place of scoring pixels.
+        objects: render the whole objects that labels mean (`targets.select_text`).
         compete: labels have to beat each other.
         dataset: photographs, for the teacher.
     """
     labels = sorted({label for masks in truth.values() for label in masks})
     asked = text.ask(scene, labels, field, compete=compete)
-    chosen = [Selection(m) for m in asked.masks(asked.gaussians(scene))] if gaussians else []
+    chosen = []
+    if objects:
+        chosen = [select_text(scene, label, asked.field) for label in labels]
+    elif gaussians:
+        chosen = [Selection(m) for m in asked.masks(asked.gaussians(scene))]
     tally = _Tally(labels)
     wrap: Progress = progress or (lambda numbers, word: numbers)
     names = list(truth)
@@ -107,13 +114,13 @@ def measure_masks(
         masks = truth[names[i]]
         camera = _camera(scene, names[i], next(iter(masks.values())).mask)
         scores = asked.view(scene, camera).cpu()
-        if gaussians:
+        if chosen:
             found = spatial.masks_of(scene, camera, chosen).cpu()
         else:
             found = asked.masks(scores)
         tally.add(masks, scores, found)
     out = tally.result()
-    out["field"], out["views"], out["gaussians"] = asked.field, len(names), gaussians
+    out |= {"field": asked.field, "views": len(names), "gaussians": gaussians, "objects": objects}
     out["agreement"] = _agreement(scene, asked, names, dataset)
     return out
 

@@ -46,6 +46,7 @@ class Prompt:
         points: (x, y, label) in pixels of the photograph's full size; label 1 = on the object, 0 = not.
         box: x0, y0, x1, y1 in the same pixels.
         view: name of the photograph that points and box lie in.
+        objects: render the whole objects that phrases mean (`targets.select_text`), as edits take them.
     """
 
     phrases: tuple[str, ...] = ()
@@ -57,6 +58,7 @@ class Prompt:
     points: tuple[tuple[float, float, int], ...] = ()
     box: spatial.Box | None = None
     view: str = ""
+    objects: bool = False
 
     def check(self) -> None:
         """Raises FeaturesplatError: nothing is asked, or two things at once."""
@@ -126,15 +128,15 @@ def query_scene(
         asked, answer = None, Answer([""], {"format": FORMAT})
     if asked is None:
         answer.selections = [pointed(scene, prompt)]
-    elif prompt.gaussians:
+    elif prompt.gaussians and not prompt.objects:
         found = asked.masks(asked.gaussians(scene), prompt.threshold)
         answer.selections = [Selection(m, p) for m, p in zip(found, asked.phrases, strict=True)]
-    elif save is not None:
+    elif save is not None or prompt.objects:
         names = asked.phrases
         answer.selections = [select_text(scene, p, asked.field, prompt.threshold) for p in names]
     if save is not None:
         answer.files += _save(scene, answer, Path(save))
-    by_gaussians = asked is None or prompt.gaussians
+    by_gaussians = asked is None or prompt.gaussians or prompt.objects
     if masks is not None or overlays is not None:
         _write_views(scene, prompt, None if by_gaussians else asked, cameras, answer, masks, overlays, maps, progress)
     _describe(scene, asked, answer)

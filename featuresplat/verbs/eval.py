@@ -14,6 +14,7 @@ def run(
     masks: Path | None = None,
     field: str | None = None,
     gaussians: Flag = False,
+    objects: Flag = False,
     compete: Flag = False,
     device: str = "auto",
     quiet: Flag = False,
@@ -27,6 +28,7 @@ def run(
             are the prompts.
         field: Which field is asked; default the last one that knows text.
         gaussians: With --masks, render the selected Gaussians in place of scoring pixels.
+        objects: With --masks, render the whole objects that labels mean, as edits take them.
         compete: With --masks, labels have to beat each other.
         device: auto, cpu, cuda or cuda:N.
         quiet: No progress bar.
@@ -35,7 +37,7 @@ def run(
     from featuresplat.evaluate import evaluate as measure
     from featuresplat.render import usable_device
 
-    how = {"masks": masks, "field": field, "gaussians": gaussians, "compete": compete}
+    how = {"masks": masks, "field": field, "gaussians": gaussians, "objects": objects, "compete": compete}
     bar = None if quiet else progress
     metrics = measure(folder, device=str(usable_device(device)), progress=bar, **how)
     _table(metrics)

@@ -29,6 +29,7 @@ def run(
     scores: Flag = False,
     overlays: Path | None = None,
     gaussians: Flag = False,
+    objects: Flag = False,
     save: Path | None = None,
     negative: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     compete: Flag = False,
@@ -52,6 +53,7 @@ def run(
         scores: Also write the scores of each view beside its mask, as VIEW.npy.
         overlays: Folder for pictures of what was found.
         gaussians: Score the Gaussians and render those selected, in place of scoring pixels.
+        objects: Render the whole objects that phrases mean, as edits take them: what stands on a table, or the table.
         save: File for the Gaussians found: .ply, .compressed.ply, .splat or .spz.
         negative: A phrase that all others have to beat; may be given several times.
         compete: Phrases have to beat each other.
@@ -66,7 +68,7 @@ def run(
     from featuresplat.scene import Scene
 
     points = tuple((x, y, 1) for x, y in point) + tuple((x, y, 0) for x, y in not_point)
-    prompt = Prompt(phrases, negative, compete, field, threshold, gaussians, points, box, view)
+    prompt = Prompt(phrases, negative, compete, field, threshold, gaussians, points, box, view, objects)
     prompt.check()
     scene = Scene.load(folder).to(usable_device(device))
     if masks is None and overlays is None and save is None:

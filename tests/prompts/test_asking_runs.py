@@ -79,6 +79,13 @@ def test_gaussians_are_scored_and_rendered(run, world, large, tmp_path):
     assert json.loads((tmp_path / "m" / "scores.json").read_text())["selected"] == {"red ball": 700}
 
 
+def test_whole_objects_are_rendered(run, world, large, tmp_path):
+    assert ask(run, "red ball", "table", "--objects", "--masks", tmp_path / "m") == 0
+    for slug, label in (("red_ball", 2), ("table", 1)):
+        assert iou(mask_in(tmp_path / "m" / slug / "view_01.png"), true_mask(*world, large[1], label)) > 0.85
+    assert set(json.loads((tmp_path / "m" / "scores.json").read_text())["selected"]) == {"red ball", "table"}
+
+
 @pytest.mark.parametrize("boxed", [False, True])
 def test_a_point_or_a_box_in_pixels_of_the_photograph(run, world, large, tmp_path, boxed):
     mask = true_mask(*world, large[0], 4)
@@ -195,8 +202,8 @@ def truth(world, large, tmp_path) -> Path:
 def test_a_perfect_field_measures_as_one(asked, truth):
     masks = read_masks(truth, asked)
     assert set(masks) == {"view_00.png", "view_01.png"}
-    for gaussians in (False, True):
-        found = measure_masks(asked, masks, gaussians=gaussians)
+    for how in ({}, {"gaussians": True}, {"objects": True}):
+        found = measure_masks(asked, masks, **how)
         assert found["miou"] > 0.9
         assert found["accuracy"] > 0.98
         assert found["localisation"] == 1
