@@ -41,6 +41,8 @@ class InverseConfig:
     """Agreement of the Gaussians' normals with those of the rendered depth."""
     normal_gradient: float = 0.1
     """Share of the shading's gradient that turns the Gaussians."""
+    points_weight: float = 0.2
+    """Pull of the Gaussians to the surface on which the data's points lie; none where those are few or noisy."""
     spread_weight: float = 1.0
     """Pull of the Gaussians along a ray to one depth."""
     smooth_weight: float = 0.02

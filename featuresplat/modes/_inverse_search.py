@@ -31,8 +31,14 @@ PIXELS = 24_000
 RAYS = 4
 ROUNDS = 2
 """Colours are fitted that often; each time what does not fit counts less."""
-SPREADS = 3
+SPREADS = 8
 """Times that what remains is averaged over neighbours."""
+VIVID = 0.08
+"""Relative change from view to view at which a Gaussian begins to look like metal; at twice that it does."""
+CREDIT = 0.02
+"""Residual that is forgiven to metal where it looks like metal: the normals' errors cost metal more."""
+MATT = 0.002
+"""Residual that the smoothest surface has to make up for."""
 KINDS = [(level, metallic) for level in range(len(LEVELS)) for metallic in (0.0, 1.0)]
 
 
@@ -95,11 +101,26 @@ def searched(
         residuals = [_residual(g, s, color, views) for s in shaded]
         trusts = [s.trust / r.clamp_min(0.02) for s, r in zip(shaded, residuals, strict=True)]
         cost = _lifted_mean(g, shaded, residuals, views)
+    roughness, metallic = torch.tensor([(LEVELS[level].roughness, m) for level, m in KINDS]).to(normals).T
+    cost = cost - CREDIT * ((_vividness(g, shaded, views) / VIVID - 1).clamp(0, 1) @ metallic[None])
+    cost = cost + MATT * (1 - roughness)
     for _ in range(SPREADS):
         cost = near @ cost
     residual, best = cost.min(1)
-    kinds = torch.tensor([(LEVELS[level].roughness, metallic) for level, metallic in KINDS]).to(normals)[best]
-    return Guess(color[torch.arange(len(g)), best], kinds[:, 0], kinds[:, 1], residual)
+    return Guess(color[torch.arange(len(g)), best], roughness[best], metallic[best], residual.clamp_min(0))
+
+
+def _vividness(g: Gaussians, shaded: list[_Shaded], views: Views) -> Tensor:
+    """[N, 1] relative standard deviation of each Gaussian's brightness over the views."""
+    total = torch.zeros(len(g), 3, device=g.means.device)
+    for s in shaded:
+        light = s.radiance.mean(1, keepdim=True)
+        sums = _lift(g, s, torch.cat([light, torch.ones_like(light)], 1), views)
+        mean, mass = sums[:, :1] / sums[:, 1:].clamp_min(1e-6), sums[:, 1:].clamp(max=20)
+        total += torch.cat([mass, mass * mean, mass * mean.square()], 1)
+    mean = total[:, 1:] / total[:, :1].clamp_min(1e-6)
+    deviation = (mean[:, 1:] - mean[:, :1].square()).clamp_min(0).sqrt()
+    return deviation / (mean[:, :1] + 0.05)
 
 
 def _shaded(

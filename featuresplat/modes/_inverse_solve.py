@@ -19,8 +19,12 @@ from featuresplat.modes import _inverse_pixels as px
 from featuresplat.shading import cubemap, tone
 from featuresplat.shading.occlusion import Occluders
 
-VIEWS = 48
+VIEWS = 24
 """Most views that are lifted."""
+COARSE = 32
+"""Pixels along a side of the light that is projected: normals are not known better."""
+FEW = 0.1
+"""Share of the mean weight at which a texel is half what it was before."""
 SHOWN = 0.3
 """Pixels' worth of weight from which a view counts for a Gaussian."""
 CLIPPED = 0.97
@@ -115,6 +119,7 @@ def projected(
         vivid: [N] in 0..1, how much each counts as a mirror.
         base: [6, S, S, 3] the light where nothing says otherwise.
     """
+    base, full = cubemap.shrink(base, max(1, base.shape[1] // COARSE)), base
     size = base.shape[1]
     flat, color = base.reshape(-1, 3), torch.full((len(g), 3), 0.8, device=base.device)
     for k in range(rounds):
@@ -155,9 +160,10 @@ def projected(
                 total.index_add_(0, index.reshape(-1), spread)
         if k:
             color = torch.where(mass > 1e-6, (pull / mass.clamp_min(1e-9)).clamp(0.1, 1.0), color)
-        few = 0.02 * bottom.mean() / (bottom + 0.02 * bottom.mean())
+        few = FEW * bottom.mean() / (bottom + FEW * bottom.mean())
         flat = top / bottom.clamp_min(1e-9) * (1 - few) + few * base.reshape(-1, 3)
-    return flat.reshape(base.shape), color
+    found = flat.reshape(base.shape)
+    return cubemap.sample(found, cubemap.directions(full.shape[1]).to(found)), color
 
 
 def neighbour_means(means: Tensor, normals: Tensor, neighbours: int = 12) -> Tensor:

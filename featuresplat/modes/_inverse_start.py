@@ -14,6 +14,7 @@ from featuresplat import modes
 from featuresplat.errors import FeaturesplatError
 from featuresplat.geometry import quat_to_rotmat, rotmat_to_quat
 from featuresplat.io.scene_folder import read_scene_folder
+from featuresplat.shading.light import as_cubemap
 
 NEIGHBOURS = 12
 FEWEST = 100
@@ -72,6 +73,15 @@ def started(inputs: modes.ModeInputs) -> dict[str, Tensor]:
         "shN": g.shN,
     }
     return {k: v[kept].to(inputs.device).contiguous() for k, v in tensors.items()}
+
+
+def started_light(inputs: modes.ModeInputs) -> Tensor | None:
+    """[6, S, S, 3] logarithm of the light of ``config.inverse.start``; None where that run has none."""
+    path = inputs.config.inverse.start
+    light = None if path is None else (read_scene_folder(path).mode_state or {}).get("light")
+    if light is None:
+        return None
+    return as_cubemap(light, inputs.config.inverse.light_size).to(inputs.device).clamp_min(1e-4).log()
 
 
 def points_box(inputs: modes.ModeInputs) -> Tensor | None:

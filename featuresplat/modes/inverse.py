@@ -29,8 +29,9 @@ from featuresplat.modes._inverse_input import check_photographs
 from featuresplat.modes._inverse_light import DAMPED, EVERY, FittedLight
 from featuresplat.modes._inverse_looks import Baked
 from featuresplat.modes._inverse_losses import shading_terms, surface_terms
+from featuresplat.modes._inverse_points import PointSurface
 from featuresplat.modes._inverse_search import searched
-from featuresplat.modes._inverse_start import inside, oriented, points_box, started
+from featuresplat.modes._inverse_start import inside, oriented, points_box, started, started_light
 from featuresplat.shading import tone, transfer
 from featuresplat.shading.deferred import Lighting, Received, shade
 from featuresplat.shading.progress import stationary
@@ -43,6 +44,8 @@ WIDEST = 0.05
 """Largest standard deviation, in units of the camera extent: wider ones would stand in for the sky."""
 FLAT = 0.02
 """Thickness of a Gaussian as a share of its shorter axis."""
+AGAIN = 50
+"""Steps between two looks at which planes of the points the Gaussians are near."""
 REFRESH = 100
 """Steps between two looks at which way the normals point."""
 MATERIALS = {"base_color": 3, "roughness": 1, "metallic": 1, "progress": 1}
@@ -63,11 +66,19 @@ class Mode(static.Mode):
         else:
             super().__init__(inputs)
             oriented(self.gaussian_params)
+        self.surface = PointSurface.of(None if inputs.points is None else inputs.points.xyz)
+        if not config.points_weight:
+            self.surface = None
+        if self.surface is not None and config.start is not None:
+            self.surface.laid(dict[str, Tensor](self.gaussian_params), FLAT)
+        self.planes: tuple[Tensor, Tensor, Tensor] | None = None
         means = self.gaussian_params["means"]
         for name, channels in MATERIALS.items():
             self.gaussian_params[name] = Parameter(means.new_zeros(len(means), channels))
         first = _first_light(inputs)
         self.light = FittedLight(config.light_size, first, inputs.device, config.white_weight, config.even_weight)
+        if (before := started_light(inputs)) is not None:
+            self.light.set(before)
         self.extra_params = self.light.params
         self.on_environment = _on_environment(inputs)
         self.box = points_box(inputs) if self.on_environment else None
@@ -115,6 +126,9 @@ class Mode(static.Mode):
             self._enter(stage, optimizer)
         if self.stage != RADIANCE and step % EVERY == 0:
             self.light.pull()
+        means = self.gaussian_params["means"]
+        if self.surface is not None and (self.planes is None or step % AGAIN == 0 or len(self.planes[0]) != len(means)):
+            self.planes = self.surface.planes(means)
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
         super().after_step(step, optimizer, generator)
@@ -146,6 +160,7 @@ class Mode(static.Mode):
         if stage == JOINT:
             self._orient()
             self._bake()
+            self._begin_diffuse()  # the light is better known now
 
     def _begin_specular(self) -> None:
         """Mirrors first: what changes much from view to view is metal, and lights up the environment."""
@@ -171,7 +186,7 @@ class Mode(static.Mode):
         near = solve.neighbour_means(g.means, self.sides)
         received = self._received(self.sides)
         guess = searched(g, self.sides, received, self.light, self._views(), occluders, cells, near)
-        p["base_color"].copy_(_logit(guess.base_color))
+        p["base_color"].copy_(_logit(guess.base_color.clamp(max=0.95)))
         p["roughness"].copy_(_logit(guess.roughness[:, None]))
         p["metallic"].copy_(_logit(guess.metallic[:, None].clamp(0.1, 0.9)))
         p["progress"].copy_(_logit(0.5 * stationary(guess.residual[:, None], self.config.inverse.mask_weight)[:, None]))
@@ -304,6 +319,10 @@ class Mode(static.Mode):
 
     def losses(self, out: RenderOutput, batch: modes.Batch) -> dict[str, Tensor]:
         terms = super().losses(out, batch)
+        if self.surface is not None and self.planes is not None:
+            p = self.gaussian_params
+            pull = self.surface.pull(p["means"], p["quats"], p["log_scales"], self.planes)
+            terms["points"] = self.config.inverse.points_weight * pull
         if self.stage == RADIANCE:
             return terms | surface_terms(out, self._view["centre"], self._view["rays"], self.config.inverse)
         return terms | shading_terms(out, batch, self._view, self.config.inverse)
@@ -314,6 +333,8 @@ class Mode(static.Mode):
         out = {"stage": torch.tensor(self.stage)}
         if self.sides is not None:
             out |= {"sides": self.sides, "shown": self.shown}
+        if self.planes is not None:
+            out |= {f"planes.{k}": v for k, v in enumerate(self.planes)}
         out |= {f"gathered.{k}": v for k, v in self.light.gathered().items()}
         if self.baked is not None:
             out |= {f"baked.{k}": v for k, v in self.baked.source.items()}
@@ -324,6 +345,8 @@ class Mode(static.Mode):
         self.stage = int(here["stage"])
         if "sides" in here:
             self.sides, self.shown = here["sides"], here["shown"]
+        if "planes.0" in here:
+            self.planes = here["planes.0"], here["planes.1"], here["planes.2"]
         if self.stage != RADIANCE:
             self.light.restore({k.removeprefix("gathered."): v for k, v in here.items() if k.startswith("gathered.")})
         source = {k.removeprefix("baked."): v for k, v in here.items() if k.startswith("baked.")}
@@ -392,7 +415,6 @@ from featuresplat.modes._inverse_files import ENDINGS as ENDINGS  # noqa: E402
 from featuresplat.modes._inverse_files import columns as columns  # noqa: E402
 from featuresplat.modes._inverse_files import from_columns as from_columns  # noqa: E402
 from featuresplat.modes._inverse_panel import panel as panel  # noqa: E402
-from featuresplat.modes._inverse_report import report as report  # noqa: E402
 from featuresplat.modes._inverse_report import report as report  # noqa: E402
 from featuresplat.modes._inverse_scene import KINDS as KINDS  # noqa: E402
 from featuresplat.modes._inverse_scene import picture as picture  # noqa: E402
