@@ -34,7 +34,7 @@ def panel(app: Any) -> Panel:
                    _threshold, when=_asked, enabled=lambda s: s.state.threshold is not None),
             Note(_matches, when=_asked),
             Button("Select what matches", select, icon="click", color="blue", when=_asked),
-            Button("Back to colours", clear, when=_asked),
+            Button("Back to colours", clear, icon="x", when=_asked),
             Group("Fields", [
                 Choice("Ask", lambda s: (AUTO, *s.scene.fields), get=lambda s: s.state.field or AUTO, set=_field,
                        when=lambda s: len(s.scene.fields) > 1),

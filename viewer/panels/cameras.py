@@ -24,13 +24,13 @@ def panel(app: Any) -> Panel:
     ]  # fmt: skip
     path = [
         Note(lambda s: f"{len(s.keys)} key frames" if s.keys else "Move the view and add two or more key frames."),
-        Button("Add key frame", _add),
-        Button("Take the last away", _drop, enabled=lambda s: bool(s.keys)),
+        Button("Add key frame", _add, icon="plus"),
+        Button("Take the last away", _drop, icon="minus", enabled=lambda s: bool(s.keys)),
         Number("Seconds", lambda s: s.look.extra.get(SECONDS, 4.0), lambda s, v: s.look.extra.update({SECONDS: v}),
                low=0.2, high=100.0, step=0.5),
-        Button("Fly along", _play, enabled=lambda s: len(s.keys) > 1),
+        Button("Fly along", _play, icon="player-play", enabled=lambda s: len(s.keys) > 1),
         Text("File name", lambda s: s.look.extra.get(NAME, "film"), lambda s, v: s.look.extra.update({NAME: v})),
-        Button("Save as mp4", _film, enabled=lambda s: len(s.keys) > 1),
+        Button("Save as mp4", _film, icon="movie", enabled=lambda s: len(s.keys) > 1),
     ]  # fmt: skip
     groups = [Group("Photographs", photographs)] if names else []
     return Panel("Cameras", [*groups, Group("Camera path", path)], icon="camera", order=10)

@@ -30,13 +30,13 @@ def panel(app: Any) -> Panel:
                        enabled=lambda s: s.state.selected is not None),
             ]),
             Group("Pictures", [
-                Button("This view as PNG", lambda s: _save(s, "Drawing", export_view)),
-                Button("Masks of all views", _masks, enabled=lambda s: s.state.selected is not None,
+                Button("This view as PNG", lambda s: _save(s, "Drawing", export_view), icon="photo"),
+                Button("Masks of all views", _masks, icon="file-zip", enabled=lambda s: s.state.selected is not None,
                        hint="A zip of the selection's masks, one per photograph"),
             ]),
             Group("Share", [
                 Note("One HTML file that shows the splats in any browser, without a server."),
-                Button("Page that stands by itself", lambda s: _save(s, "Making the page", export_page)),
+                Button("Page that stands by itself", lambda s: _save(s, "Making the page", export_page), icon="world"),
             ]),
         ],
         icon="package-export",

@@ -30,7 +30,7 @@ def panel(app: Any) -> Panel:
             Check("On the object", lambda s: s.pointer.positive,
                   lambda s, v: setattr(s.pointer, "positive", v), when=lambda s: s.pointer.tool == "point",
                   hint="Off: clicks mark what is not part of it"),
-            Button("New object", lambda s: s.pointer.forget_points(),
+            Button("New object", lambda s: s.pointer.forget_points(), icon="plus",
                    when=lambda s: bool(s.pointer.points), hint="The next click begins anew"),
             Slider("Brush size", 0.005, 0.1, 0.005, lambda s: s.pointer.radius,
                    lambda s, v: setattr(s.pointer, "radius", v), when=lambda s: s.pointer.tool == "brush"),
@@ -40,12 +40,12 @@ def panel(app: Any) -> Panel:
             Buttons("All of it", ("Invert", "Clean up", "Clear"), _whole, when=_selected),
             Group("Keep", [
                 Text("Name", lambda s: s.look.extra.get(NAME, "object"), _name, pause=0.2),
-                Button("Keep selection", keep, enabled=_selected),
+                Button("Keep selection", keep, icon="bookmark", enabled=_selected),
                 Varying(lambda s: tuple((k.name, k.color) for k in s.state.kept), _list),
             ]),
             Group("Objects", [
                 Note("All objects at once, where the scene's field or its shapes tell them apart."),
-                Button("Find all objects", find),
+                Button("Find all objects", find, icon="box-multiple"),
                 Choice("Select", _objects, get=lambda s: OBJECT, set=_object, when=lambda s: len(_objects(s)) > 1),
             ], open=False),
         ],
@@ -138,7 +138,7 @@ def find(s: Any) -> None:
 
     def work() -> None:
         found = s.app.insight.instances(s.scene)
-        if len(found) < 2:
+        if len(found) == 0 or bool((found.ids == found.ids[0]).all()):  # one that is everything is none
             raise FeaturesplatError("objects: none can be told apart.", "Select by pointing.")
         s.show(kind="instances")
 
