@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from featuresplat.modes._motion import dualquat
+from featuresplat.modes._motion import dualquat, losses
 from featuresplat.modes._motion.depths import standing
-from featuresplat.modes._motion.fit import Paths, affinity, complete, fit_motion
+from featuresplat.modes._motion.fit import Paths, affinity, complete, fit_motion, stiffen
 from featuresplat.modes._motion.nodes import Nodes, rbf_weights
 
 FRAMES, POINTS = 12, 120
@@ -145,6 +145,26 @@ def test_without_depth_a_rigid_body_is_placed_by_its_rigidity():
     assert float(off.median()) < 0.01
     # ... at about the right distance.
     assert float((local[..., 2] - 4).abs().median()) < 0.4
+
+
+def test_two_bodies_taken_for_one_do_not_share_a_motion(monkeypatch):
+    """Most trusted tracks are on the one that turns; the other one holds still and must be left to."""
+    turns, holds = rotating(box(70, 1)), box(50, 2, centre=(0.5, 0.0, 4.0))[:, None].expand(-1, FRAMES, -1)
+    full, trust = torch.cat([turns, holds]), torch.cat([torch.full((70,), 0.9), torch.full((50,), 0.1)])
+    quats = torch.zeros(120, FRAMES, 4)
+    quats[..., 0] = 1
+    nodes = Nodes(TIMES, full, quats, torch.zeros(120))
+    monkeypatch.setattr(losses, "bodies_of", lambda ids, weights: torch.zeros(len(ids), dtype=torch.long))
+    known = torch.ones(120, FRAMES, dtype=torch.bool)
+    same, rigid = stiffen(nodes, full, known, trust)
+    assert not bool(rigid.any())
+    assert torch.equal(same, full)
+    # One body alone, with some sliding of its weak tracks, is made one again.
+    slid = turns + 0.01 * randn(70, FRAMES, 3, seed=4) * (torch.arange(70) >= 40)[:, None, None]
+    one = Nodes(TIMES, slid, quats[:70], torch.zeros(70))
+    better, rigid = stiffen(one, slid, known[:70], torch.where(torch.arange(70) < 40, 0.9, 0.1))
+    assert bool(rigid.all())
+    assert float((better - turns).norm(dim=-1).max()) < 0.03
 
 
 def sliding_on_a_floor():

@@ -26,7 +26,9 @@ FOLLOW = 4
 EDGES = 8
 """Neighbours of a node in the rigidity terms."""
 STIFF = 0.08
-"""Share of a body's radius by which its trusted tracks may leave one rigid motion."""
+"""Share of a body's radius by which its tracks may leave one rigid motion."""
+AGREE = 0.9
+"""Share of them that has to keep to that."""
 FRAMES = 24
 """Frames looked at in one step of the refinement."""
 
@@ -208,7 +210,8 @@ def stiffen(nodes: Nodes, full: Tensor, known: Tensor, trust: Tensor) -> tuple[T
         moved = _as_one(full[rows], known[rows], trust[rows], nodes.rest)
         size = (full[rows, nodes.rest] - full[rows, nodes.rest].mean(0)).norm(dim=1).median().clamp_min(1e-9)
         off = torch.where(known[rows], (moved - full[rows]).norm(dim=-1), 0).sum(1) / known[rows].sum(1).clamp_min(1)
-        if float(_weighted_median(off, trust[rows])) < STIFF * float(size):
+        # Nearly all have to agree: two bodies taken for one would share the motion of the one with more corners.
+        if float(_weighted_quantile(off, 0.2 + trust[rows], AGREE)) < STIFF * float(size):
             out[rows], rigid[rows] = moved, True
     return out, rigid
 
@@ -222,7 +225,7 @@ def _as_one(points: Tensor, known: Tensor, trust: Tensor, rest: int) -> Tensor:
         for _ in range(6):
             R, s = dualquat.kabsch(points[:, t], points[:, t + 1], w)
             off = (points[:, t] @ R.T + s - points[:, t + 1]).norm(dim=1)
-            spread_ = _weighted_median(off, w).clamp_min(1e-9)
+            spread_ = _weighted_quantile(off, w, 0.5).clamp_min(1e-9)
             w = trust * torch.where(known[:, t] & known[:, t + 1], 1.0, 1e-4) / (1 + (off / (2 * spread_)) ** 2)
         turns[t + 1], shifts[t + 1] = R @ turns[t], R @ shifts[t] + s
     # Anchored in the frame in the middle of those in which it is known.
@@ -233,10 +236,10 @@ def _as_one(points: Tensor, known: Tensor, trust: Tensor, rest: int) -> Tensor:
     return torch.einsum("tij,qj->qti", turns, home) + shifts
 
 
-def _weighted_median(values: Tensor, weights: Tensor) -> Tensor:
+def _weighted_quantile(values: Tensor, weights: Tensor, share: float) -> Tensor:
     order = values.argsort()
     total = weights[order].cumsum(0)
-    return values[order][int(torch.searchsorted(total, 0.5 * total[-1]).clamp_max(len(values) - 1))]
+    return values[order][int(torch.searchsorted(total, share * total[-1]).clamp_max(len(values) - 1))]
 
 
 def spread(paths: Tensor, merit: Tensor, most: int) -> Tensor:
