@@ -160,11 +160,11 @@ def test_two_bodies_taken_for_one_do_not_share_a_motion(monkeypatch):
     assert not bool(rigid.any())
     assert torch.equal(same, full)
     # One body alone, with some sliding of its weak tracks, is made one again.
-    slid = turns + 0.01 * randn(70, FRAMES, 3, seed=4) * (torch.arange(70) >= 40)[:, None, None]
+    slid = turns + 0.004 * randn(70, FRAMES, 3, seed=4) * (torch.arange(70) >= 40)[:, None, None]
     one = Nodes(TIMES, slid, quats[:70], torch.zeros(70))
     better, rigid = stiffen(one, slid, known[:70], torch.where(torch.arange(70) < 40, 0.9, 0.1))
     assert bool(rigid.all())
-    assert float((better - turns).norm(dim=-1).max()) < 0.03
+    assert float((better - turns).norm(dim=-1).median()) < 0.003
 
 
 def sliding_on_a_floor():
