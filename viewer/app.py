@@ -7,6 +7,7 @@ import io
 import logging
 import secrets
 import threading
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -44,6 +45,8 @@ log = logging.getLogger("featuresplat.viewer")
 
 PATIENCE = 0.4
 """Seconds after which a browser is told that something runs."""
+GRACE = 20.0
+"""Seconds that a stop waits at most for what is being drawn or worked out."""
 PHOTOGRAPHS, PARKED = 4, 32
 LARGEST_MESSAGE = 32 * 2**20
 THUMBNAIL = 96
@@ -89,6 +92,7 @@ class App:
         self._photographs: OrderedDict[str, tuple[Cameras, Tensor]] = OrderedDict()
         self._thumbnails: dict[str, np.ndarray | None] = {}
         self._data_lock = threading.RLock()
+        self._ending: list[threading.Thread] = []
 
     # Life
 
@@ -140,6 +144,7 @@ class App:
 
         thread = threading.Thread(target=run, name="viewer warm-up", daemon=True)
         thread.start()
+        self._ending.append(thread)
         return thread
 
     def stop(self) -> None:
@@ -153,6 +158,11 @@ class App:
             with contextlib.redirect_stdout(io.StringIO()):  # viser says that it stops
                 server.stop()
         self._worker.shutdown(wait=False, cancel_futures=True)
+        # A thread that is still inside of native code when Python ends brings the process down with it.
+        end = time.monotonic() + GRACE
+        for thread in [*self._ending, *(t for s in sessions for t in s.threads)]:
+            if thread is not threading.current_thread():
+                thread.join(max(end - time.monotonic(), 0.0))
 
     def wait(self) -> None:
         """Serve until Ctrl-C."""
@@ -179,6 +189,7 @@ class App:
                     self._parked.popitem(last=False)
         if session is not None:
             session.close()
+            self._ending = [t for t in (*self._ending, *session.threads) if t.is_alive()]
 
     @property
     def sessions(self) -> list[Session]:

@@ -56,6 +56,9 @@ class Memo:
             self._results.append((key, value))
             return value
 
+    def clear(self) -> None:
+        self._results.clear()
+
     def known(self, *key: Any) -> Any:
         """The result for ``key`` if there is one, else None; never waits."""
         found = self._find(key)
@@ -92,6 +95,14 @@ class Insight:
     def __init__(self, document: Document):
         self.document = document
         self._memo = Memo()
+        self._base = document.scene
+        document.listen(self._forget)
+
+    def _forget(self, state: State) -> None:
+        """Let go of results about scenes that no undo leads back to: each would keep its scene alive."""
+        if state.scene is not self._base and not state.edits and not state.undone:
+            self._base = state.scene
+            self._memo.clear()
 
     @torch.no_grad()
     def feature_colors(self, scene: Scene, field: str) -> Tensor:

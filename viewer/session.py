@@ -58,6 +58,7 @@ class Session:
         self._inbox: OrderedDict[str | int, tuple[Any, Callable[[], object]]] = OrderedDict()
         self._ready = threading.Condition()
         self._playing: dict[str, threading.Event] = {}
+        self._players: list[threading.Thread] = []
         self._panels: list[Built] = []
         self._reported = Pose.of(client.camera)
         self._preview: tuple[Scene, Scene] | None = None
@@ -145,7 +146,9 @@ class Session:
                 del self._playing[name]
                 self.refresh()
 
-        threading.Thread(target=loop, name=f"play {name}", daemon=True).start()
+        player = threading.Thread(target=loop, name=f"play {name}", daemon=True)
+        self._players = [*(p for p in self._players if p.is_alive()), player]
+        player.start()
 
     def playing(self, name: str = "") -> bool:
         """Whether that is being played, or anything."""
@@ -232,6 +235,11 @@ class Session:
         self.canvas.close()
         with self._ready:
             self._ready.notify_all()
+
+    @property
+    def threads(self) -> list[threading.Thread]:
+        """What runs for this browser, and ends some time after `close`."""
+        return [self._thread, self.canvas.stream.thread, *self._players]
 
     @property
     def closed(self) -> bool:

@@ -65,8 +65,8 @@ class Stream(Generic[T]):
         self.pace = Pace()
         self.frames = 0
         self.frame_seconds = 0.0
-        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._loop, name=name, daemon=True)
+        self.thread.start()
 
     def request(self, what: T, moving: bool) -> None:
         """Ask for a picture; it replaces what was asked for before. ``moving``: quick first, full later."""
@@ -82,7 +82,7 @@ class Stream(Generic[T]):
             self._condition.notify_all()
 
     def join(self, timeout: float | None = None) -> None:
-        self._thread.join(timeout)
+        self.thread.join(timeout)
 
     def idle(self) -> bool:
         """Nothing is left to draw."""

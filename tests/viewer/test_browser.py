@@ -308,6 +308,6 @@ def test_the_server_stops_cleanly(tab, site):
     """The last one: the page has nobody to talk to afterwards."""
     session = tab.session
     site.stop()
-    until(lambda: not session._thread.is_alive() and not session.canvas.stream._thread.is_alive(), "the threads to end")
+    until(lambda: not session._thread.is_alive() and not session.canvas.stream.thread.is_alive(), "the threads to end")
     assert session.closed
     assert site.sessions == []

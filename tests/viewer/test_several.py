@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
+import weakref
 
 import msgspec
 import numpy as np
 import pytest
 import torch
 from test_session import middle, settled
-from toy import ball
+from toy import ball, toy_scene
 from wire import PATIENCE, WireBrowser, until
 
 from featuresplat.errors import FeaturesplatError
+from featuresplat.prompts.edits import Remove
+from featuresplat.prompts.selection import Selection
+from featuresplat.prompts.targets import Target
 from featuresplat.viewer import open_scene, start, view
+from featuresplat.viewer.document import Document
+from featuresplat.viewer.insight import Insight
 
 
 def test_two_browsers_share_the_scene_but_not_the_view(app, browse):
@@ -154,6 +161,24 @@ def test_many_at_once_change_things_without_a_race(app, browse):
     assert all(len(k.mask) == 360 for k in state.kept)
 
 
+def test_answers_about_a_scene_that_is_gone_are_let_go():
+    document = Document(toy_scene())
+    insight = Insight(document)
+    document.ask(["red ball"])
+    assert insight.scores(document.state) is not None
+    insight.instances(document.scene)
+    document.select(ball(0))
+    document.apply(Remove(Target.of(Selection(ball(0)), document.scene)))
+    insight.scores(document.state)
+    document.undo()
+    assert insight.known_question(document.state)  # back at the first scene, whose answers are still there
+    gone = weakref.ref(document.scene.gaussians.means)
+    document.replace_base(toy_scene())
+    assert not insight.known_question(document.state)
+    gc.collect()
+    assert gone() is None
+
+
 def test_the_end_is_clean(make_app, browse):
     app = make_app()
     browser = browse(app)
@@ -162,7 +187,7 @@ def test_the_end_is_clean(make_app, browse):
     app.stop()  # twice is once
     browser._thread.join(PATIENCE)
     assert not browser._thread.is_alive()
-    until(lambda: not session._thread.is_alive() and not session.canvas.stream._thread.is_alive())
+    until(lambda: not session._thread.is_alive() and not session.canvas.stream.thread.is_alive())
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", app.port), timeout=PATIENCE)
 
