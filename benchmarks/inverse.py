@@ -4,9 +4,10 @@
     python benchmarks/inverse.py SCENE --out DIR --static runs/SCENE --rows ours --steps 2000 --downscale 2
     python benchmarks/inverse.py SCENE --out DIR --measure-only --swaps
 
-Trains the static mode once (or takes a finished run of it), then from that run three times the mode ``inverse``: as
-it is (ours), without the progress map under L1, and without it under L2. All three share the static run and whatever
-the configuration says beside that.
+Trains the static mode once (or takes a finished run of it); from that run the radiance stage of the mode ``inverse``
+("surface"), once; and from there its other stages three times: as they are (ours), without the progress map under L1,
+and without it under L2. All three share the surface, the search for a first guess, and whatever the configuration says
+beside that.
 
 What is compared, on the test views at the size that was trained:
 - novel view: PSNR of the whole image under the light of the photographs, sRGB, clipped, mean over views.
@@ -33,7 +34,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from featuresplat.config import TrainConfig, load_config
+from featuresplat.config import load_config
 from featuresplat.errors import FeaturesplatError
 from featuresplat.evaluate import dataset_of
 from featuresplat.io.envmap import read_environment, read_exr
@@ -192,10 +193,16 @@ def swapped(scene: Scene, folder: Path, cameras: list, truths: list[Truth], what
     return out
 
 
-def train_row(folder: Path, config: TrainConfig, start: Path, out: Path, options: dict[str, Any]) -> None:
+STAGES = (0.0, 0.2, 0.6)
+"""Of the rows: the radiance stage is behind them."""
+
+
+def train_row(folder: Path, a: argparse.Namespace, steps: int, start: Path, out: Path, options: dict[str, Any]) -> None:
     from featuresplat.trainer import train
 
-    scene = Scene.load(start)
+    scene, config = Scene.load(start), load_config(a.config)
+    config.steps, config.seed, config.coarse_to_fine = steps, a.seed, ()
+    config.data.downscale = a.downscale
     inverse = replace(config.inverse, start=start.resolve(), **options)
     model = replace(config.model, sh_degree=scene.gaussians.sh_degree, budget=len(scene.gaussians))
     config = replace(config, out=out, inverse=inverse, model=model, overwrite=True, report=False, eval_every=10**9)
@@ -225,13 +232,20 @@ def static_row(folder: Path, a: argparse.Namespace) -> tuple[Path, dict[str, Any
         config.data.downscale = a.downscale
         config.out, config.overwrite, config.seed = run, True, a.seed
         train(folder, config, progress=False)
-    scene = Scene.load(run)
+    return run, {"novel_view_psnr": novel_view(Scene.load(run), a.downscale), **used(run)}
+
+
+@torch.no_grad()
+def novel_view(scene: Scene, downscale: int) -> float:
+    """Mean PSNR of the test views at a size that need not be the one that was trained."""
+    assert scene.config is not None
+    scene.config.data.downscale = downscale
     data, scores = dataset_of(scene), []
     for i in data.test:
         rgb = scene.render(data.cameras[i]).rgb
         assert rgb is not None
         scores.append(psnr(rgb[0], data.image(i).float() / 255))
-    return run, {"novel_view_psnr": mean(scores), **used(run)}
+    return mean(scores)
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
@@ -259,7 +273,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budget", type=int, default=40000, help="most Gaussians of the static run")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--config", default="inverse", help="preset or YAML file")
-    parser.add_argument("--steps", type=int, help="default: the preset's")
+    parser.add_argument("--steps", type=int, default=1500, help="of each row, after the surface")
+    parser.add_argument("--surface-steps", type=int, default=800, help="of the radiance stage that all rows share")
     parser.add_argument("--downscale", type=int, default=1, help="divide the image size by this")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--measure-only", action="store_true", help="of runs that are there")
@@ -268,31 +283,35 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def write(a: argparse.Namespace, rows: dict[str, Any]) -> None:
+    asked = {"scene": a.scene.name, "config": a.config, "downscale": a.downscale, "seed": a.seed}
+    asked |= {"steps": a.steps, "surface_steps": a.surface_steps}
+    report = {**provenance(torch.get_num_threads()), "command": " ".join(sys.argv), "asked": asked, "rows": rows}
+    a.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
 def main(argv: list[str] | None = None) -> int:
     a = arguments(argv)
     try:
         with tempfile.TemporaryDirectory() as temporary:
             a.out = a.out or Path(temporary)
             run, static = static_row(a.scene, a)
-            rows = {"static mode": static}
+            rows, surface = {"static mode": static}, a.out / "surface"
+            if not (surface / "scene.json").exists():
+                train_row(a.scene, a, a.surface_steps, run, surface, {"stages": (1.0, 1.0, 1.0)})
+            rows["surface"] = {"novel_view_psnr": novel_view(Scene.load(surface), a.downscale), **used(surface)}
             for name in a.rows:
                 out = a.out / name.replace(" ", "-")
-                config = load_config(a.config)
-                config.steps, config.seed = a.steps or config.steps, a.seed
-                config.data.downscale = a.downscale
                 if not a.measure_only:
-                    train_row(a.scene, config, run, out, ROWS[name])
+                    train_row(a.scene, a, a.steps, surface, out, {**ROWS[name], "stages": STAGES})
                 rows[name] = measure(Scene.load(out), a.scene, a.swaps) | used(out)
-                print(name, "done", flush=True)
+                print(table({name: rows[name]}), flush=True)
+                if a.json:
+                    write(a, rows)
     except FeaturesplatError as error:
         print(error, file=sys.stderr)
         return 2
     print(table(rows))
-    if a.json:
-        asked = {"scene": a.scene.name, "config": a.config, "downscale": a.downscale, "seed": a.seed}
-        report = {**provenance(torch.get_num_threads()), "command": " ".join(sys.argv), "asked": asked, "rows": rows}
-        a.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        print(f"wrote {a.json}")
     return 0
 
 

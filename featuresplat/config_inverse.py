@@ -33,7 +33,7 @@ class InverseConfig:
     """Pixels of a view that a step shades, drawn at random."""
     mask_weight: float = 0.08
     """Pull of the progress to 1: the physical model keeps what it explains to within twice this."""
-    white_weight: float = 0.003
+    white_weight: float = 0.03
     """Pull of the light to grey."""
     even_weight: float = 0.005
     """Pull of the light to be even: total variation of its logarithm."""

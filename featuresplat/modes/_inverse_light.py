@@ -12,6 +12,10 @@ from featuresplat.shading.prefilter import Prefilter
 COARSEST = 8
 EVERY = 4
 """Steps whose gradients are gathered for one step of the light: filtering it costs as much as rendering a view."""
+LAMP = 0.6
+"""Radiance from which texels may be a lamp whose reflections were clipped; at twice that they are."""
+BRIGHTEST = 8.0
+"""Most that lamps are brightened by at once."""
 DAMPED = 0.6
 """Learning rate of each level, as a share of the one before."""
 
@@ -106,6 +110,23 @@ class FittedLight:
         for level in self.params.values():
             rest = logs - self.log_radiance()
             level.copy_(cubemap.shrink(rest, self.size // level.shape[1]))
+
+    @torch.no_grad()
+    def brighten_lamps(self, gain: float) -> float:
+        """Brighten what photographs may have clipped until the mean radiance has grown by ``gain``; by how much it has.
+
+        Nothing happens where ``gain`` is not above 1 or nothing is that bright.
+        """
+        cube = self.cube()
+        area = cubemap.solid_angles(self.size).to(cube)[None, ..., None]
+        bright = ((cube.mean(-1, keepdim=True) - LAMP) / LAMP).clamp(0, 1) * cube
+        total, lamps = float((cube * area).sum()), float((bright * area).sum())
+        if gain <= 1 or lamps < 1e-3 * total:
+            return 1.0
+        more = min((gain - 1) * total / lamps, BRIGHTEST)
+        self.set((cube + more * bright).log())
+        self.filter()
+        return 1 + more * lamps / total
 
     def gathered(self) -> dict[str, Tensor]:
         """Gradients that no step has taken yet."""

@@ -33,7 +33,7 @@ ROUNDS = 2
 """Colours are fitted that often; each time what does not fit counts less."""
 SPREADS = 8
 """Times that what remains is averaged over neighbours."""
-VIVID = 0.08
+VIVID = 0.1
 """Relative change from view to view at which a Gaussian begins to look like metal; at twice that it does."""
 CREDIT = 0.02
 """Residual that is forgiven to metal where it looks like metal: the normals' errors cost metal more."""

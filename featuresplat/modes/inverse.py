@@ -40,6 +40,9 @@ from featuresplat.types import Gaussians, RenderOutput
 RADIANCE, SPECULAR, DIFFUSE, JOINT = range(4)
 MIRROR = 0.12
 """Roughness of what the specular stage takes for mirrors, at its beginning."""
+WHITE = 0.8
+"""What the brightest matt surfaces reflect, at most: photographs clip the lamps, and the light comes out too dark to
+explain more."""
 WIDEST = 0.05
 """Largest standard deviation, in units of the camera extent: wider ones would stand in for the sky."""
 FLAT = 0.02
@@ -186,6 +189,11 @@ class Mode(static.Mode):
         near = solve.neighbour_means(g.means, self.sides)
         received = self._received(self.sides)
         guess = searched(g, self.sides, received, self.light, self._views(), occluders, cells, near)
+        matt = (guess.metallic < 0.5) & (self.shown > 0.05)
+        if bool(matt.any()):
+            white = float(torch.quantile(guess.base_color[matt].amax(1), 0.9))
+            gain = self.light.brighten_lamps(white / WHITE)
+            guess.base_color[guess.metallic < 0.5] /= gain
         p["base_color"].copy_(_logit(guess.base_color.clamp(max=0.95)))
         p["roughness"].copy_(_logit(guess.roughness[:, None]))
         p["metallic"].copy_(_logit(guess.metallic[:, None].clamp(0.1, 0.9)))
