@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from featuresplat.scene import Scene
 
 EDITS: dict[str, type[Edit]] = {Material.kind: Material}
-LOOKS = 64
-"""Directions in which a Gaussian's radiance is looked at; those below its horizon are left out."""
+LOOKS, FEWER, MANY = 64, 32, 5000
+"""Directions in which a Gaussian's radiance is looked at, and fewer of them from so many Gaussians on; those below its
+horizon are left out."""
 RIDGE = 0.02
 """Pull of the harmonics to zero: half of the directions say nothing."""
 GUESS = 0.5
@@ -44,21 +45,22 @@ def radiating(scene: Scene, mask: Tensor) -> Scene:
     g = scene.gaussians
     rows = mask.nonzero()[:, 0]
     stage = finished.staged(scene, None)
-    k = torch.arange(LOOKS, device=g.means.device, dtype=torch.float32) + 0.5
-    z, turn = 1 - 2 * k / LOOKS, math.pi * (1 + 5**0.5) * k
+    looks = LOOKS if len(rows) < MANY else FEWER
+    k = torch.arange(looks, device=g.means.device, dtype=torch.float32) + 0.5
+    z, turn = 1 - 2 * k / looks, math.pi * (1 + 5**0.5) * k
     dirs = torch.stack([(1 - z * z).sqrt() * turn.cos(), (1 - z * z).sqrt() * turn.sin(), z], 1)
     basis = sh_bases(-dirs, g.sh_degree)  # a Gaussian's colour is asked for in the direction of the ray
     found = []
     for part in rows.split(_ROWS):
-        f = stage.features[part][:, None].expand(-1, LOOKS, -1).reshape(len(part) * LOOKS, -1)
+        f = stage.features[part][:, None].expand(-1, looks, -1).reshape(len(part) * looks, -1)
         view = dirs.expand(len(part), -1, -1).reshape(-1, 3)
         normal = F.normalize(f[:, 6:9], dim=-1)
-        position = g.means[part][:, None].expand(-1, LOOKS, -1).reshape(-1, 3)
+        position = g.means[part][:, None].expand(-1, looks, -1).reshape(-1, 3)
         surface = Surface(normal, view, f[:, :3], f[:, 3], f[:, 4], position)
         diffuse, specular = shade(surface, Received(f[:, 9:12], f[:, 12:15], f[:, 15]), stage.lighting)
-        colors = tone.display(diffuse + specular, finished.tone_of(scene)).reshape(len(part), LOOKS, 3) - 0.5
-        weight = ((normal * view).sum(1).reshape(len(part), LOOKS, 1) > 0.05).float()
-        pull = RIDGE * LOOKS * torch.eye(basis.shape[1]).to(basis)
+        colors = tone.display(diffuse + specular, finished.tone_of(scene)).reshape(len(part), looks, 3) - 0.5
+        weight = ((normal * view).sum(1).reshape(len(part), looks, 1) > 0.05).float()
+        pull = RIDGE * looks * torch.eye(basis.shape[1]).to(basis)
         pull[0, 0] = 1e-4
         found.append(torch.linalg.solve((basis.T @ (weight * basis)) + pull, basis.T @ (weight * colors)))
     sh = torch.cat(found) if found else g.sh0.new_zeros(0, basis.shape[1], 3)
