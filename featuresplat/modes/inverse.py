@@ -174,7 +174,8 @@ class Mode(static.Mode):
         vivid = solve.vividness(solve.lifted(g, self.sides, views))
         vivid = ((vivid - solve.VIVID) / solve.VIVID).clamp(0, 1)
         cube, color = solve.projected(g, self.sides, vivid, views, occluders, self.light.cube())
-        self.light.set(cube.clamp_min(1e-3).log())
+        # Grey: what mirrors show of colours is as often theirs as the light's.
+        self.light.set(cube.mean(-1, keepdim=True).clamp_min(1e-3).log().expand_as(cube))
         self.light.filter()
         p["base_color"].copy_(_logit(color))
         p["roughness"].fill_(float(_logit(torch.tensor(MIRROR))))
