@@ -1,0 +1,137 @@
+"""The first guess of the mode inverse: surfaces from points, materials by search, lamps that were clipped."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from featuresplat import raster
+from featuresplat.geometry import rotmat_to_quat
+from featuresplat.modes import _inverse_pixels as px
+from featuresplat.modes._inverse_light import FittedLight
+from featuresplat.modes._inverse_points import PointSurface
+from featuresplat.modes._inverse_search import searched
+from featuresplat.modes._inverse_solve import Views, neighbour_means
+from featuresplat.shading import cubemap, tone, transfer
+from featuresplat.shading.deferred import Lighting, Received, shade
+from featuresplat.types import Cameras, Gaussians
+
+CPU = torch.device("cpu")
+
+
+def spiral(count: int) -> torch.Tensor:
+    """[N, 3] unit directions, evenly spread."""
+    k = torch.arange(count) + 0.5
+    z, phi = 1 - 2 * k / count, math.pi * (3 - math.sqrt(5)) * k
+    return torch.stack([(1 - z * z).sqrt() * phi.cos(), (1 - z * z).sqrt() * phi.sin(), z], 1)
+
+
+def test_points_that_are_too_few_or_too_noisy_have_no_surface():
+    g = torch.Generator().manual_seed(0)
+    assert PointSurface.of(None) is None
+    assert PointSurface.of(spiral(50)) is None
+    assert PointSurface.of(torch.rand(2000, 3, generator=g)) is None
+    assert PointSurface.of(spiral(2000)) is not None
+
+
+def test_gaussians_are_laid_onto_the_points_and_pulled_there():
+    surface = PointSurface.of(spiral(2000))
+    assert surface is not None
+    g = torch.Generator().manual_seed(1)
+    out = F.normalize(torch.randn(300, 3, generator=g), dim=1)
+    near = 1 + surface.spacing * (2 * torch.rand(300, 1, generator=g) - 1)
+    means = torch.cat([out * near, torch.tensor([[3.0, 0.0, 0.0]])])
+    params = {
+        "means": means.clone(),
+        "quats": torch.randn(301, 4, generator=g),
+        "log_scales": torch.tensor([-4.0, -4.0, -8.0]).repeat(301, 1),
+    }
+    before = surface.pull(**params, planes=surface.planes(means))
+    surface.laid(params, 0.02)
+    after = surface.pull(**params, planes=surface.planes(params["means"]))
+    assert float(after) < 0.1 * float(before)
+    torch.testing.assert_close(params["means"][:300].norm(dim=1), torch.ones(300), atol=0.02, rtol=0)
+    axes = px.shortest_axes(params["quats"], params["log_scales"])[:300]
+    assert float((axes * out).sum(1).abs().min()) > 0.85
+    torch.testing.assert_close(params["means"][300], means[300])  # far from all points: left alone
+
+
+def test_lamps_are_brightened_until_the_mean_has_grown():
+    cube = torch.full((6, 16, 16, 3), 0.2)
+    cube[4, 4:8, 4:8] = 1.5
+    light = FittedLight(32, torch.tensor(1.0), CPU, 0.0, 0.0)
+    light.set(cubemap.sample(cube, cubemap.directions(32)).log())
+    area = cubemap.solid_angles(32)[None, ..., None]
+    before, dim = float((light.cube() * area).sum()), light.cube()[5].clone()
+    grown = light.brighten_lamps(1.3)
+    assert grown == pytest.approx(1.3, rel=1e-4)
+    assert float((light.cube() * area).sum()) == pytest.approx(1.3 * before, rel=1e-3)
+    torch.testing.assert_close(light.cube()[5], dim, atol=1e-4, rtol=1e-3)
+    assert light.brighten_lamps(0.7) == 1.0
+
+
+def two_balls() -> tuple[Gaussians, torch.Tensor]:
+    """A metal and a dielectric ball of flat Gaussians, 700 each, and their normals; the first half is metal."""
+    normals = spiral(700)
+    helper = torch.where(normals[:, :1].abs() < 0.7, *torch.eye(3)[:2])
+    first = F.normalize(torch.linalg.cross(normals, helper), dim=1)
+    frame = torch.stack([first, torch.linalg.cross(normals, first), normals], -1)
+    means = torch.cat([0.5 * normals + torch.tensor([x, 0.0, 0.0]) for x in (-0.6, 0.6)])
+    n = len(means)
+    g = Gaussians(
+        means, rotmat_to_quat(frame).repeat(2, 1), torch.tensor([-3.3, -3.3, -6.0]).repeat(n, 1),
+        torch.full((n,), 5.0), torch.zeros(n, 1, 3), torch.zeros(n, 0, 3),
+    )  # fmt: skip
+    return g, normals.repeat(2, 1)
+
+
+def test_the_search_tells_metal_from_dielectric_and_finds_their_colours():
+    g, normals = two_balls()
+    count = len(normals) // 2
+    color = torch.tensor([[0.9, 0.6, 0.3], [0.6, 0.15, 0.1]]).repeat_interleave(count, 0)
+    metallic = torch.tensor([1.0, 0.0]).repeat_interleave(count)[:, None]
+    dirs = cubemap.directions(32)
+    cube = (
+        0.3 + 0.3 * dirs[..., 2:] + 2.0 * ((dirs @ F.normalize(torch.tensor([1.0, 1.0, 2.0]), dim=0)) > 0.93)[..., None]
+    )
+    light = FittedLight(32, torch.tensor(1.0), CPU, 0.0, 0.0)
+    light.set(cube.expand(-1, -1, -1, 3).clamp_min(0.02).log())
+    light.filter()
+    assert light.atlas is not None
+    assert light.directions is not None
+    direct = transfer.open_sky(normals) @ light.directions.detach()
+    received = Received(direct, torch.zeros_like(direct), torch.ones(len(direct)))
+    rough = torch.full_like(metallic, 0.3)
+    features = torch.cat([color, rough, metallic, rough, normals, direct, torch.zeros_like(direct), rough], 1)
+    size, viewmats, images = 48, [], []
+    for k in range(8):
+        eye = 3.0 * F.normalize(torch.tensor([math.cos(0.8 * k), math.sin(0.8 * k), 0.3 + 0.1 * k]), dim=0)
+        forward = -F.normalize(eye, dim=0)
+        right = F.normalize(torch.linalg.cross(forward, torch.tensor([0.0, 0.0, 1.0])), dim=0)
+        R = torch.stack([right, torch.linalg.cross(forward, right), forward])
+        viewmats.append(torch.cat([torch.cat([R, -(R @ eye)[:, None]], 1), torch.tensor([[0.0, 0.0, 0.0, 1.0]])]))
+    K = torch.tensor([[60.0, 0.0, 24.0], [0.0, 60.0, 24.0], [0.0, 0.0, 1.0]])
+    for viewmat in viewmats:
+        out = raster.rasterize(
+            g.means, g.quats, g.scales, g.opacities, None, viewmat[None], K[None], size, size, features=features
+        )
+        assert out.features is not None
+        centre, rays = px.view_rays(viewmat, K, size, size)
+        pixels = px.pixels_of(out.features[0], out.alpha[0], out.depth[0], centre, rays)
+        parts = shade(pixels.surface, pixels.received, Lighting(light.prefilter, light.atlas.detach()))
+        shown = px.spread(tone.display(parts[0] + parts[1]) * pixels.alpha, pixels.rows, size, size)
+        images.append((255 * shown).round().byte())
+    cameras = Cameras(torch.stack(viewmats).double(), K.double().repeat(8, 1, 1), size, size)
+    views = Views(cameras, lambda i: images[i], CPU, settings=raster.RasterSettings(), backend=None)
+    near = neighbour_means(g.means, normals)
+    guess = searched(g, normals, received, light, views, None, None, near)
+    lit = normals[:, 2] > 0  # below, both are nearly black
+    metal, other = lit & (metallic[:, 0] > 0.5), lit & (metallic[:, 0] < 0.5)
+    assert float(guess.metallic[metal].mean()) > 0.97
+    assert float(guess.metallic[other].mean()) < 0.03
+    found = torch.stack([guess.base_color[rows].median(0).values for rows in (metal, other)])
+    torch.testing.assert_close(found, color[[0, count]], atol=0.06, rtol=0)
+    assert float(guess.roughness[metal].median()) == pytest.approx(0.3)
