@@ -63,7 +63,8 @@ class App:
         live: the training that is watched, or None.
         home: where browsers start.
         extent: size of the scene, world units.
-        base_cameras: the scene's own cameras.
+        first: the scene as it was opened.
+        base_cameras: its cameras.
         rendering: held by whoever renders, so that one picture at a time has all cores.
         splats_while_moving: browsers draw while the view moves (on a CPU).
         splat_budget: Gaussians that a browser gets at most.
@@ -73,6 +74,7 @@ class App:
         self.document, self.folder, self.title = Document(scene), folder, title
         self.insight = Insight(self.document)
         self.live: Live | None = None
+        self.first = scene
         self.base_cameras: Cameras = scene.cameras
         self.home = home(scene)
         self.extent = self._extent(scene)

@@ -76,21 +76,27 @@ class Home:
     fov: float
 
 
-def home(scene: Scene) -> Home:
-    """The first photograph's place, looking at what all photographs look at; up as the cameras were held."""
+def home(scene: Scene, up: tuple[float, float, float] | None = None) -> Home:
+    """The first photograph's place, looking at what all photographs look at; up as the cameras were held.
+
+    Where there are no cameras: from outside, a little from above; ``up`` is -y then, as in most files, if not given.
+    """
     cameras = scene.cameras
     if len(cameras) == 0:
         means = scene.gaussians.means.double().cpu()
         middle = means.median(dim=0).values if len(means) else torch.zeros(3, dtype=torch.float64)
         reach = float((means - middle).norm(dim=1).quantile(0.8)) if len(means) else 1.0
-        place = middle + 2.5 * max(reach, 1e-6) * torch.tensor([0.0, -0.35, -1.0], dtype=torch.float64)
-        return Home(place.numpy(), middle.numpy(), np.array([0.0, -1.0, 0.0]), math.radians(50))
+        above = torch.tensor(up or (0.0, -1.0, 0.0), dtype=torch.float64)
+        back = torch.tensor([0.0, 0.0, -1.0] if above[2] == 0 else [0.0, -1.0, 0.0], dtype=torch.float64)
+        place = middle + 2.5 * max(reach, 1e-6) * (0.35 * above + back)
+        return Home(place.numpy(), middle.numpy(), above.numpy(), math.radians(50))
     position = cameras.positions[0].double().cpu()
     focus = focus_point(cameras)
     forward = cameras.viewmats[0, 2, :3].double().cpu()
     along = float((focus - position) @ forward)
     target = position + forward * along if along > 1e-6 else focus
-    return Home(position.numpy(), target.numpy(), up_axis(cameras).numpy(), vertical_fov(cameras))
+    above = up_axis(cameras).numpy() if up is None else np.array(up)
+    return Home(position.numpy(), target.numpy(), above, vertical_fov(cameras))
 
 
 def vertical_fov(camera: Cameras) -> float:

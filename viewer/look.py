@@ -39,6 +39,7 @@ class Look:
         prompt: place of the prompt whose heat map is shown; -1 shows all of them in their colours.
         outlines: draw the selections' outlines and tints.
         frustums: show the training cameras.
+        up: which way is up, world frame; None: as the cameras were held.
         fly: the mouse turns the view on the spot, in place of about what is looked at.
         compare: name of the photograph to compare with, or "".
         split: where render and photograph meet, share of the width.
@@ -57,6 +58,7 @@ class Look:
     prompt: int = -1
     outlines: bool = True
     frustums: bool = False
+    up: tuple[float, float, float] | None = None
     fly: bool = False
     compare: str = ""
     split: float = 0.5

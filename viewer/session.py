@@ -19,7 +19,7 @@ from featuresplat.scene import Scene
 from featuresplat.types import Cameras
 
 from .build import Built, known_icon
-from .cameras import Pose, fitting_fov, wxyz_of
+from .cameras import Home, Pose, fitting_fov, home, wxyz_of
 from .canvas import Canvas
 from .document import State
 from .look import Look
@@ -167,21 +167,31 @@ class Session:
         forward = viewmat[2, :3]
         reach = self._turns_at(self.app.reach(camera))
         with self.client.atomic():
-            handle.up_direction = self.app.home.up
+            handle.up_direction = self.home.up
             handle.wxyz = wxyz_of(camera)
             handle.position = position.numpy()
             handle.look_at = (position + reach * forward).numpy()
             if fit:
                 handle.fov = fitting_fov(camera, handle.image_width, handle.image_height)
 
+    @property
+    def home(self) -> Home:
+        """Where this browser starts: the app's, with this browser's own idea of what is up."""
+        return self.app.home if self.look.up is None else home(self.app.first, self.look.up)
+
+    def turn_up(self, up: tuple[float, float, float] | None) -> None:
+        """Say which way is up, and look from home; None is as the cameras were held."""
+        self.look = replace(self.look, up=up)
+        self.go_home()
+
     def go_home(self) -> None:
-        home, handle = self.app.home, self.client.camera
-        ahead = home.look_at - home.position
+        start, handle = self.home, self.client.camera
+        ahead = start.look_at - start.position
         reach = float(np.linalg.norm(ahead))
-        look_at = home.position + ahead * (self._turns_at(reach) / max(reach, 1e-12))
+        look_at = start.position + ahead * (self._turns_at(reach) / max(reach, 1e-12))
         with self.client.atomic():
-            handle.up_direction, handle.position, handle.look_at = home.up, home.position, look_at
-            handle.fov = home.fov
+            handle.up_direction, handle.position, handle.look_at = start.up, start.position, look_at
+            handle.fov = start.fov
 
     def steer(self, fly: bool) -> None:
         """The mouse turns the view on the spot, or about what is looked at."""

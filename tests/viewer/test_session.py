@@ -252,6 +252,21 @@ def test_home_and_field_of_view(browser):
     until(lambda: abs(browser.fov - np.pi / 2) < 1e-6)
 
 
+@pytest.mark.parametrize("views", [0, 8])
+def test_which_way_is_up_can_be_said(browse, make_app, views):
+    browser = browse(make_app(toy_scene(views=views)))
+    browser.set("Up", "+y")  # in these scenes y points down
+    until(lambda: np.allclose(browser.up, (0.0, 1.0, 0.0)))
+    home = browser.session.home
+    until(lambda: np.allclose(browser.position, home.position, atol=1e-6))
+    if views == 0:
+        assert browser.session.app.home.position[1] < -0.5 < 0.5 < home.position[1]  # from above, either way
+    else:
+        assert np.array_equal(home.position, browser.session.app.home.position)
+    browser.set("Up", "As photographed")
+    until(lambda: np.allclose(browser.up, browser.session.app.home.up))
+
+
 def test_fly_turns_on_the_spot_wherever_one_is_taken(browser):
     app = browser.session.app
 

@@ -16,6 +16,10 @@ from .select import find
 DRAW = {"auto": "Automatic", "splats": "Splats, by the browser", "render": "Renders, by the engine"}
 FLY, ORBIT = "Fly", "Orbit"
 AXES = "xyz"
+UPS = {"As photographed": None} | {
+    f"{sign}{axis}": tuple(float(f"{sign}1") * (axis == a) for a in AXES) for axis in AXES for sign in "+-"
+}
+"""What may be up, and where it points."""
 
 
 def panel(app: Any) -> Panel:
@@ -58,6 +62,8 @@ def panel(app: Any) -> Panel:
                 Choice("Mouse", (ORBIT, FLY), lambda s: FLY if s.look.fly else ORBIT,
                        lambda s, mouse: s.steer(mouse == FLY),
                        hint="Orbit turns around the scene; Fly turns on the spot"),
+                Choice("Up", tuple(UPS), _up, lambda s, word: s.turn_up(UPS[word]),
+                       hint="Which way is up, where the photographs' cameras do not say"),
                 Note("W A S D move, Q and E go down and up."),
             ], open=False),
             Group("Crop box", [
@@ -142,6 +148,10 @@ def _speed(s: Any) -> str:
     if not canvas.stream.frames:
         return ""
     return f"Shown: {canvas.showing or 'nothing'}. Last picture {1000 * canvas.stream.frame_seconds:.0f} ms."
+
+
+def _up(s: Any) -> str:
+    return next((word for word, up in UPS.items() if up == s.look.up), next(iter(UPS)))
 
 
 def _fov(s: Any) -> float:
