@@ -20,7 +20,7 @@ class InverseConfig:
     background: Literal["auto", "environment", "none"] = "auto"
     """'environment': what shines through between Gaussians is the light itself; 'none': the configured colour. 'auto'
     takes the environment unless the images are transparent."""
-    stages: tuple[float, ...] = (0.45, 0.55, 0.85)
+    stages: tuple[float, ...] = (0.45, 0.55, 0.75)
     """Shares of the steps after which the specular, the diffuse and the joint stage begin."""
     progress: bool = True
     """Distil progressively: a map of how far the physical model may explain each pixel. Without it, it must explain

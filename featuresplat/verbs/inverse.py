@@ -8,7 +8,7 @@ from pathlib import Path
 from featuresplat.verbs._shared import Flag, Run, given, summary
 
 ORDER = 15
-STAGES = (0.3, 0.35, 0.8)
+STAGES = (0.3, 0.4, 0.7)
 """A finished run needs less of the first stage."""
 
 
