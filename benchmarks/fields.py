@@ -193,19 +193,20 @@ def _say(what: str, found: dict[str, float]) -> None:
 
 def trained(args: argparse.Namespace) -> dict[str, Any]:
     scene, truth = Scene.load(args.run), Truth(args.scene)
-    out: dict[str, Any] = {"channels": truth.vectors.shape[1], "maps": "half the photographs' size", "rows": {}}
+    out: dict[str, Any] = {"channels": truth.vectors.shape[1], "maps_shrunk_by": args.shrink, "rows": {}}
     ways = {
         "384 channels, lift": FieldConfig(),
         "8 channels, linear, lift": FieldConfig(dim=8),
         "8 channels, linear, trained": FieldConfig(dim=8, steps=args.steps),
         "8 channels, MLP, trained": FieldConfig(dim=8, steps=args.steps, decoder="mlp"),
+        "32 channels, linear, lift": FieldConfig(dim=32),
         "32 channels, linear, trained": FieldConfig(dim=32, steps=args.steps),
-        "codebook of 64, top 4": FieldConfig(codebook=64),
+        "codebook of 64, top 4": FieldConfig(dim=32, codebook=64),
     }
-    rows = [(0.0, name) for name in ways] + [(NOISE, name) for name in list(ways)[:3]]
-    for share, name in rows:
+    rows = [(0.0, name) for name in ways] + [(NOISE, name) for name in list(ways)[3:6]]
+    for share, name in rows[slice(*args.rows)]:
         truth.generator.manual_seed(0)  # all are taught the same mistakes
-        maps, config = truth.maps(scene, share, shrink=2), ways[name]
+        maps, config = truth.maps(scene, share, shrink=args.shrink), ways[name]
         clock = Clock()
         field = distill.make_fields(scene, [maps], [TruthTeacher(truth)], config)["precomputed"]  # pyright: ignore
         found = {**clock.read(), **truth.score(scene, field), "steps": config.steps}
@@ -314,6 +315,10 @@ PARTS = {
 }  # fmt: skip
 
 
+MERGED = ("truth", "trained")
+"""Rows that are measured one after the other."""
+
+
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
@@ -325,14 +330,17 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
             part.add_argument("scene", type=Path)
         if name == "maps":
             part.add_argument("folder", type=Path)
-            part.add_argument("--shrink", type=int, default=2, help="divide the size of the maps by this")
+        if name in ("maps", "trained"):
+            part.add_argument("--shrink", type=int, default=4, help="divide the size of the maps by this")
+        if name == "trained":
+            part.add_argument("--rows", type=int, nargs=2, default=[None, None], help="of the table, from and to")
         if name == "truth":
             part.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
             part.add_argument("--whole", action="store_true", help="lift all channels: for the cost of it")
             part.add_argument("--noise", type=float, nargs="+", default=[0.0, NOISE])
             part.add_argument("--methods", nargs="+", default=list(METHODS))
         if name in ("trained", "joint"):
-            part.add_argument("--steps", type=int, default=300 if name == "trained" else 1000)
+            part.add_argument("--steps", type=int, default=150 if name == "trained" else 1000)
         if name == "speed":
             part.add_argument("--channels", type=int, default=384)
             part.add_argument("--count", type=int, default=50_000)
@@ -353,7 +361,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     everything = json.loads(args.json.read_text()) if args.json.is_file() else {}
     found = {**provenance(args.threads), "shared": MACHINE, "command": command(), **found}
-    everything[args.part] = merged(everything.get(args.part, {}), found) if args.part == "truth" else found
+    everything[args.part] = merged(everything.get(args.part, {}), found) if args.part in MERGED else found
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(everything, indent=1) + "\n")
     if args.part == "truth":
