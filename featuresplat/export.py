@@ -67,6 +67,8 @@ def export_run(
         kind = "a plain PLY" if plain else f"'{ending}'"
         raise FeaturesplatError(f"{out}: {kind} holds no labels or instances.", "Export to .ply, without --plain.")
     scene = Scene.load(source)
+    if time is not None and not 0 <= time <= 1:
+        raise FeaturesplatError(f"time: expected 0..1, got {time:g}.", "0 is the beginning, 1 the end.")
     if time is not None:
         scene = replace(scene, gaussians=scene.at(time).detach())
     comments, extra = _columns(scene, labels, instances)

@@ -255,6 +255,10 @@ def test_a_sequence_of_files_and_one_time(tmp_path):
     assert sorted(p.name for p in tmp_path.glob("walk_*.ply")) == ["walk_0000.ply", "walk_0001.ply", "walk_0002.ply"]
     export_run(tmp_path / "run", tmp_path / "end.ply", time=1.0)
     assert torch.allclose(Scene.load(tmp_path / "end.ply").gaussians.means, scene.at(1.0).means, atol=1e-6)
+    for time in (1.5, -0.1, float("nan")):
+        with pytest.raises(FeaturesplatError, match=r"expected 0\.\.1"):
+            export_run(tmp_path / "run", tmp_path / "never.ply", time=time)
+    assert not (tmp_path / "never.ply").exists()
 
 
 def test_a_still_scene_has_no_motion_to_write(tmp_path):
