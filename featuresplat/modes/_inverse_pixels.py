@@ -119,3 +119,12 @@ def spread(values: Tensor, rows: Tensor, height: int, width: int) -> Tensor:
     """[H, W, C] image with ``values`` [P, C] at ``rows`` and zero elsewhere; differentiable."""
     out = values.new_zeros(height * width, values.shape[-1])
     return out.index_put((rows,), values).reshape(height, width, -1)
+
+
+def damped(values: Tensor, share: float) -> Tensor:
+    """The same values, of whose gradient only a share passes."""
+    return values.detach() + share * (values - values.detach())
+
+
+def logit(values: Tensor) -> Tensor:
+    return torch.logit(values.clamp(0.01, 0.99))

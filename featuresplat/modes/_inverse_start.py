@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from featuresplat import modes
+from featuresplat.config_inverse import InverseConfig
 from featuresplat.errors import FeaturesplatError
 from featuresplat.geometry import quat_to_rotmat, rotmat_to_quat
 from featuresplat.io.scene_folder import read_scene_folder
+from featuresplat.shading import tone
 from featuresplat.shading.light import as_cubemap
 
 NEIGHBOURS = 12
@@ -82,6 +84,31 @@ def started_light(inputs: modes.ModeInputs) -> Tensor | None:
     if light is None:
         return None
     return as_cubemap(light, inputs.config.inverse.light_size).to(inputs.device).clamp_min(1e-4).log()
+
+
+def check_stages(config: InverseConfig) -> None:
+    shares = config.stages
+    if len(shares) != 3 or not 0 <= shares[0] <= shares[1] <= shares[2] <= 1:
+        raise FeaturesplatError(
+            f"inverse.stages: expected three growing shares in 0..1, got {list(shares)}", "For example 0.45 0.55 0.75."
+        )
+
+
+def on_environment(inputs: modes.ModeInputs) -> bool:
+    wanted, data = inputs.config.inverse.background, inputs.dataset
+    if wanted != "auto" or data is None:
+        return wanted != "none"
+    return data.alpha(data.train[0]) is None
+
+
+def first_light(inputs: modes.ModeInputs) -> Tensor:
+    """A grey light: the mean radiance of the first photographs."""
+    data = inputs.dataset
+    if data is None:
+        return torch.tensor(0.5, device=inputs.device)
+    some = data.train[:: max(1, len(data.train) // 8)]
+    mean = torch.stack([tone.linear(data.image(i).float() / 255).mean() for i in some]).mean()
+    return mean.clamp_min(0.05).to(inputs.device)
 
 
 def points_box(inputs: modes.ModeInputs) -> Tensor | None:

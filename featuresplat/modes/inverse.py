@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from featuresplat import modes, raster
-from featuresplat.errors import FeaturesplatError
 from featuresplat.modes import _inverse_looks as looks
 from featuresplat.modes import _inverse_pixels as px
 from featuresplat.modes import _inverse_solve as solve
@@ -31,7 +30,16 @@ from featuresplat.modes._inverse_looks import Baked
 from featuresplat.modes._inverse_losses import shading_terms, surface_terms
 from featuresplat.modes._inverse_points import PointSurface
 from featuresplat.modes._inverse_search import searched
-from featuresplat.modes._inverse_start import inside, oriented, points_box, started, started_light
+from featuresplat.modes._inverse_start import (
+    check_stages,
+    first_light,
+    inside,
+    on_environment,
+    oriented,
+    points_box,
+    started,
+    started_light,
+)
 from featuresplat.shading import tone, transfer
 from featuresplat.shading.deferred import Lighting, Received, shade
 from featuresplat.shading.progress import stationary
@@ -60,7 +68,7 @@ class Mode(static.Mode):
 
     def __init__(self, inputs: modes.ModeInputs):
         config = inputs.config.inverse
-        _check(config)
+        check_stages(config)
         if inputs.dataset is not None:
             check_photographs(inputs.dataset)
         if config.start is not None:
@@ -69,21 +77,20 @@ class Mode(static.Mode):
         else:
             super().__init__(inputs)
             oriented(self.gaussian_params)
-        self.surface = PointSurface.of(None if inputs.points is None else inputs.points.xyz)
-        if not config.points_weight:
-            self.surface = None
+        points = inputs.points if config.points_weight else None
+        self.surface = PointSurface.of(None if points is None else points.xyz)
         if self.surface is not None and config.start is not None:
             self.surface.laid(dict[str, Tensor](self.gaussian_params), FLAT)
         self.planes: tuple[Tensor, Tensor, Tensor] | None = None
         means = self.gaussian_params["means"]
         for name, channels in MATERIALS.items():
             self.gaussian_params[name] = Parameter(means.new_zeros(len(means), channels))
-        first = _first_light(inputs)
+        first = first_light(inputs)
         self.light = FittedLight(config.light_size, first, inputs.device, config.white_weight, config.even_weight)
         if (before := started_light(inputs)) is not None:
             self.light.set(before)
         self.extra_params = self.light.params
-        self.on_environment = _on_environment(inputs)
+        self.on_environment = on_environment(inputs)
         self.box = points_box(inputs) if self.on_environment else None
         self.stage = RADIANCE
         self.sides: Tensor | None = None
@@ -177,10 +184,10 @@ class Mode(static.Mode):
         # Grey: what mirrors show of colours is as often theirs as the light's.
         self.light.set(cube.mean(-1, keepdim=True).clamp_min(1e-3).log().expand_as(cube))
         self.light.filter()
-        p["base_color"].copy_(_logit(color))
-        p["roughness"].fill_(float(_logit(torch.tensor(MIRROR))))
+        p["base_color"].copy_(px.logit(color))
+        p["roughness"].fill_(float(px.logit(torch.tensor(MIRROR))))
         p["metallic"].fill_(5.0)
-        p["progress"].copy_(_logit(0.5 * vivid)[:, None])
+        p["progress"].copy_(px.logit(0.5 * vivid)[:, None])
 
     def _begin_diffuse(self) -> None:
         """Every Gaussian takes the material that explains it best under the light found so far."""
@@ -195,10 +202,11 @@ class Mode(static.Mode):
             white = float(torch.quantile(guess.base_color[matt].amax(1), 0.9))
             gain = self.light.brighten_lamps(white / WHITE)
             guess.base_color[guess.metallic < 0.5] /= gain
-        p["base_color"].copy_(_logit(guess.base_color.clamp(max=0.95)))
-        p["roughness"].copy_(_logit(guess.roughness[:, None]))
-        p["metallic"].copy_(_logit(guess.metallic[:, None].clamp(0.1, 0.9)))
-        p["progress"].copy_(_logit(0.5 * stationary(guess.residual[:, None], self.config.inverse.mask_weight)[:, None]))
+        p["base_color"].copy_(px.logit(guess.base_color.clamp(max=0.95)))
+        p["roughness"].copy_(px.logit(guess.roughness[:, None]))
+        p["metallic"].copy_(px.logit(guess.metallic[:, None].clamp(0.1, 0.9)))
+        explained = stationary(guess.residual[:, None], self.config.inverse.mask_weight)
+        p["progress"].copy_(px.logit(0.5 * explained)[:, None])
 
     def _views(self) -> solve.Views:
         data, inputs = self.inputs.dataset, self.inputs
@@ -237,17 +245,15 @@ class Mode(static.Mode):
             features = torch.cat([normals, px.plane_distances(g.means, normals, centre), z, z * z], 1)
         else:
             share = 1.0 if self.stage == SPECULAR else self.config.inverse.normal_gradient
-            features = self._features(_damped(normals, share))
+            features = self._features(px.damped(normals, share))
+        camera = view.viewmat[None], view.K[None], view.width, view.height
         out = raster.rasterize(
             g.means,
             g.quats,
             g.scales,
             g.opacities,
             g.sh,
-            view.viewmat[None],
-            view.K[None],
-            view.width,
-            view.height,
+            *camera,
             features=features,
             sh_degree=min(view.sh_degree, g.sh_degree),
             geometry_grad="full" if self.stage == RADIANCE else "rgb",
@@ -300,8 +306,9 @@ class Mode(static.Mode):
     def _diffuse_light(self, normals: Tensor) -> Tensor:
         """[N, 7] direct and reflected irradiance / pi, and openness."""
         if self.light.directions is None:
-            ones = normals.new_ones(len(normals), 1)
-            return torch.cat([torch.zeros_like(normals), torch.zeros_like(normals), ones], 1)
+            return torch.cat(
+                [torch.zeros_like(normals), torch.zeros_like(normals), normals.new_ones(len(normals), 1)], 1
+            )
         r = self._received(normals)
         return torch.cat([r.direct, r.reflected, r.openness[:, None]], 1)
 
@@ -377,40 +384,6 @@ class Mode(static.Mode):
             out["progress"] = torch.ones_like(out["progress"])
         scene = {"light": self.light.cube(), "environment": torch.tensor(self.on_environment)}
         return {f"gaussian.{k}": v.clone() for k, v in out.items()} | scene
-
-
-def _check(config) -> None:
-    shares = config.stages
-    if len(shares) != 3 or not 0 <= shares[0] <= shares[1] <= shares[2] <= 1:
-        raise FeaturesplatError(
-            f"inverse.stages: expected three growing shares in 0..1, got {list(shares)}", "For example 0.45 0.55 0.75."
-        )
-
-
-def _on_environment(inputs: modes.ModeInputs) -> bool:
-    wanted, data = inputs.config.inverse.background, inputs.dataset
-    if wanted != "auto" or data is None:
-        return wanted != "none"
-    return data.alpha(data.train[0]) is None
-
-
-def _first_light(inputs: modes.ModeInputs) -> Tensor:
-    """A grey light: the mean radiance of the first photographs."""
-    data = inputs.dataset
-    if data is None:
-        return torch.tensor(0.5, device=inputs.device)
-    some = data.train[:: max(1, len(data.train) // 8)]
-    mean = torch.stack([tone.linear(data.image(i).float() / 255).mean() for i in some]).mean()
-    return mean.clamp_min(0.05).to(inputs.device)
-
-
-def _logit(values: Tensor) -> Tensor:
-    return torch.logit(values.clamp(0.01, 0.99))
-
-
-def _damped(values: Tensor, share: float) -> Tensor:
-    """The same values, of whose gradient only a share passes."""
-    return values.detach() + share * (values - values.detach())
 
 
 # What a finished scene is asked (see `featuresplat.modes`).
