@@ -2,6 +2,7 @@
 
     python benchmarks/dynamic.py SCENE --out runs/moving --modes static,hexplane,nodes --priors depth,none
     python benchmarks/dynamic.py SCENE --out runs/moving --measure            only measure runs that are there
+    python benchmarks/dynamic.py SCENE --out runs/moving --collect --json F   a table of what was measured before
 
 SCENE holds, beside transforms_train.json and _test.json with times: ``meta.json`` (``objects``, ``moving_objects``),
 ``instance/STEM.png`` (object index per pixel), ``depth/STEM.png``, and ``tracks.npz`` (``xyz`` [P, T, 3], ``visible``,
@@ -44,6 +45,8 @@ from rasterize import provenance
 
 LEAST = 50
 """Pixels of moving objects below which a view says nothing about them."""
+MEASURED = "measured.json"
+"""In each run folder, what was measured of it."""
 MODES = {"static": "static", "hexplane": "hexplane", "nodes": "dynamic"}
 
 
@@ -65,15 +68,18 @@ class Truth:
         return torch.isin(self.ids(name, size), torch.tensor(self.moving))
 
 
-def train(scene: Path, out: Path, mode: str, prior: str, extra: list[str]) -> None:
-    command = [sys.executable, "-m", "featuresplat", "train", str(scene), "--config", "dynamic", "--out", str(out)]
-    command += ["--overwrite", "--quiet", "--no-report"]
+def training(scene: Path, out: Path, mode: str, prior: str, extra: list[str]) -> list[str]:
+    """The arguments of featuresplat that train a row."""
+    command = ["train", str(scene), "--config", "dynamic", "--out", str(out), "--overwrite", "--quiet", "--no-report"]
     command += [] if mode == "nodes" else ["--baseline", MODES[mode]]
     command += ["--priors.depth", str(scene / "depth")] if prior == "depth" else []
-    command += extra
-    print("$ featuresplat", " ".join(command[3:]), flush=True)
+    return command + extra
+
+
+def train(command: list[str], out: Path) -> None:
+    print("$ featuresplat", " ".join(command), flush=True)
     began = time.perf_counter()
-    subprocess.run(command, check=True)
+    subprocess.run([sys.executable, "-m", "featuresplat", *command], check=True)
     (out / "wall_seconds.json").write_text(json.dumps(round(time.perf_counter() - began, 1)))
 
 
@@ -146,7 +152,7 @@ def click_iou(scene: Scene, dataset: Dataset, truth: Truth) -> dict[str, dict[st
         for share in (0.1, 0.5, 0.9):
             camera = dataset.cameras[order[int(share * (len(order) - 1))]]
             ids = truth.ids(str(camera.names[0]), (camera.width, camera.height)).numpy()
-            inside = distance_transform_edt(np.pad(ids == o, 1))[1:-1, 1:-1]
+            inside = np.asarray(distance_transform_edt(np.pad(ids == o, 1)))[1:-1, 1:-1]
             if inside.max() < 2:
                 continue
             y, x = np.unravel_index(int(inside.argmax()), inside.shape)
@@ -203,6 +209,7 @@ def measure(folder: Path, truth: Truth, fields: bool) -> dict[str, Any]:
         result |= {"moving_gaussians": int(moves(scene).sum()), "nodes": len(scene.mode_state["nodes.positions"])}
         if fields:
             result["fields"] = measure_fields(scene, dataset, truth)
+    (folder / MEASURED).write_text(json.dumps(result))
     return result
 
 
@@ -233,6 +240,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--measure", action="store_true", help="train nothing")
     parser.add_argument("--fields", action="store_true", help="features, prompts and clicks too")
+    parser.add_argument("--collect", action="store_true", help="train and measure nothing: what was measured before")
     parser.add_argument("--json", type=Path)
     args, extra = parser.parse_known_args()
     truth, rows = Truth(args.scene), []
@@ -240,11 +248,18 @@ def main() -> None:
         for mode in args.modes.split(","):
             for seed in args.seeds.split(","):
                 folder = args.out / f"{mode}_{prior}_{seed}"
-                if not args.measure:
-                    train(args.scene, folder, mode, prior, ["--seed", seed, *extra])
-                if (folder / "scene.json").is_file():
+                command = training(args.scene, folder, mode, prior, ["--seed", seed, *extra])
+                if not args.measure and not args.collect:
+                    train(command, folder)
+                if args.collect and (folder / MEASURED).is_file():
+                    rows.append(json.loads((folder / MEASURED).read_text()))
+                elif not args.collect and (folder / "scene.json").is_file():
                     rows.append(measure(folder, truth, args.fields))
                     print(json.dumps(rows[-1]), flush=True)
+                else:
+                    continue
+                about = f"train SCENE --config dynamic {' '.join(command[command.index('--no-report') + 1 :])}"
+                rows[-1]["command"] = f"featuresplat {about}".replace(str(args.scene), "SCENE")
     print(table(rows))
     if args.json:
         args.json.write_text(json.dumps({"rows": rows, **provenance(torch.get_num_threads())}, indent=1))
