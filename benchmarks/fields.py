@@ -222,11 +222,12 @@ def joint(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         maps = Path(folder) / "maps"
         truth.write(maps, 4)
-        for name, mode, dim in (
+        ways = (
             ("geometry, then lift", "static", 0),
             ("joint, 384 channels", "joint", 0),
             ("joint, 96 channels and a decoder", "joint", 96),
-        ):
+        )
+        for name, mode, dim in ways[slice(*args.rows)]:
             config = load_config("fast")
             config.out, config.mode, config.steps = Path(folder) / f"{mode}{dim}", mode, args.steps
             config.data.downscale, config.model.budget, config.report, config.eval_views = 4, 20_000, False, 0
@@ -315,7 +316,7 @@ PARTS = {
 }  # fmt: skip
 
 
-MERGED = ("truth", "trained")
+MERGED = ("truth", "trained", "joint")
 """Rows that are measured one after the other."""
 
 
@@ -332,7 +333,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
             part.add_argument("folder", type=Path)
         if name in ("maps", "trained"):
             part.add_argument("--shrink", type=int, default=4, help="divide the size of the maps by this")
-        if name == "trained":
+        if name in ("trained", "joint"):
             part.add_argument("--rows", type=int, nargs=2, default=[None, None], help="of the table, from and to")
         if name == "truth":
             part.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
