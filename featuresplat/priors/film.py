@@ -76,7 +76,7 @@ class Film:
         gray = [_even_light(cv2, image) for image in self.images]
         there, back = [], []
         for t in range(len(gray) - 1):
-            self.progress("optical flow", t, len(gray) - 1)
+            self.progress("optical flow", t + 1, len(gray) - 1)
             there.append(dis.calc(gray[t], gray[t + 1], None))
             back.append(dis.calc(gray[t + 1], gray[t], None))
         return np.stack(there), np.stack(back)

@@ -64,7 +64,7 @@ def epipolar_evidence(film: Film) -> np.ndarray:
     count, (width, height) = len(film), film.size
     out = np.zeros((count, height, width), np.float32)
     for t in range(count):
-        film.progress("what moves", t, count)
+        film.progress("what moves", t + 1, count)
         texture = structure(film.images[t])
         # What a moving thing is about to cover, or has just uncovered, seems to move in one direction of time only.
         out[t] = np.minimum(*(_one_way(film, t, sign, texture) for sign in (1, -1)))
@@ -139,7 +139,7 @@ def depth_evidence(film: Film) -> np.ndarray:
     others = np.unique(np.linspace(0, count - 1, min(count, 24)).round().astype(int))
     out = np.zeros((count, height, width), np.float32)
     for t in range(count):
-        film.progress("what moves", t, count)
+        film.progress("what moves", t + 1, count)
         place = (pixels @ np.linalg.inv(film.Ks[t]).T) * film.depth[t][..., None]
         votes = np.zeros((height, width), np.float32)
         for s in others:

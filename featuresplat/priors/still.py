@@ -41,7 +41,7 @@ def agreement(film: Film, where: np.ndarray, reach: tuple[float, float]) -> np.n
     others = np.unique(np.linspace(0, count - 1, min(OTHERS, count)).round().astype(int))
     out = np.zeros((count, height, width), np.float32)
     for t in range(count):
-        film.progress("what holds still", t, count)
+        film.progress("what holds still", t + 1, count)
         asked = cv2.resize(where[t].astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
         share = np.zeros((size[1], size[0]), np.float32)
         share[asked] = _share(film, t, images, Ks, asked, depths, [s for s in others if abs(s - t) >= APART])

@@ -64,7 +64,7 @@ def moving(film: Film) -> np.ndarray:
     count, (width, height) = len(film), film.size
     evidence = np.zeros((count, height, width), np.float32)
     for t in range(count):
-        film.progress("what moves", t, count)
+        film.progress("what moves", t + 1, count)
         texture = structure(film.images[t])
         ways = [_one_way(film, t, sign, texture) for sign in (1, -1)]
         known = [w for w in ways if w is not None]
