@@ -89,7 +89,7 @@ def carried(nodes: Nodes, points):
     ],
 )
 def test_a_known_motion_is_recovered(kind, noise, bound):
-    """Errors in units of the scene, where the things are 0.3 to 0.8 large and move by 0.3 to 0.6: noise is averaged out.
+    """Errors in units of the scene, where the things are 0.3 to 0.8 large and move by 0.3 to 0.6; noise averages out.
 
     Tracks and the points they are tested on are different points of the same thing.
     """
