@@ -64,12 +64,33 @@ def resize(values: Tensor, height: int, width: int) -> Tensor:
     h, w = values.shape[:2]
     if (h, w) == (height, width):
         return values.float().contiguous()
+    grows = h < height or w < width
+    if grows and values.device.type == "cpu" and not values.requires_grad:
+        return _enlarged(values.float(), height, width)
     stacked = values.float().permute(2, 0, 1)[None]
-    if h >= height and w >= width:
-        out = F.interpolate(stacked, size=(height, width), mode="area")
-    else:
+    if grows:
         out = F.interpolate(stacked, size=(height, width), mode="bilinear", align_corners=False)
+    else:
+        out = F.interpolate(stacked, size=(height, width), mode="area")
     return out[0].permute(1, 2, 0).contiguous()
+
+
+def _enlarged(values: Tensor, height: int, width: int) -> Tensor:
+    """What bilinear `F.interpolate` gives, row by row with the channels last: a third of its time for hundreds."""
+
+    def along(size: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The cells before and after each place, and how far it is on the way."""
+        at = ((torch.arange(size) + 0.5) * (cells / size) - 0.5).clamp(0, cells - 1)
+        before = at.floor().long()
+        return before, (before + 1).clamp_max(cells - 1), at - before
+
+    up, down, y = along(height, values.shape[0])
+    left, right, x = along(width, values.shape[1])
+    out = torch.empty(height, width, values.shape[2])
+    for k in range(height):
+        row = torch.lerp(values[up[k]], values[down[k]], y[k])
+        torch.lerp(row[left], row[right], x[:, None], out=out[k])
+    return out
 
 
 def mask_at(mask: Tensor | None, height: int, width: int) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from featuresplat.fields.maps import Maps, mask_at, principal_axes, resize, second_moment
@@ -39,3 +40,17 @@ def test_principal_axes_are_those_of_the_singular_value_decomposition():
     assert torch.allclose(energies, values**2 / 500, rtol=1e-4, atol=1e-5)
     assert torch.allclose((vt[:3].float() @ axes).abs(), torch.eye(3), atol=1e-3)
     assert bool((axes.gather(0, axes.abs().argmax(0, keepdim=True)) > 0).all())
+
+
+@pytest.mark.parametrize(("cells", "size"), [((3, 5), (12, 20)), ((7, 4), (8, 9)), ((1, 1), (4, 6)), ((3, 9), (8, 5))])
+def test_enlarging_is_bilinear_between_cell_centres(cells, size):
+    values = torch.randn(*cells, 5, generator=torch.Generator().manual_seed(0))
+    found = resize(values, *size)
+    planes = values.permute(2, 0, 1)[None]
+    expected = torch.nn.functional.interpolate(planes, size, mode="bilinear", align_corners=False)
+    assert torch.allclose(found, expected[0].permute(1, 2, 0), atol=1e-6)
+    assert found.is_contiguous()
+    assert torch.equal(resize(values.half(), *size), resize(values.half().float(), *size))
+    learned = resize(values.requires_grad_(), *size)
+    assert learned.requires_grad
+    assert torch.allclose(learned, found, atol=1e-6)
