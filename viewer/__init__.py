@@ -3,8 +3,8 @@
 - `app`: one scene, one server; `session`: one browser; `gate`: who may come in;
 - `document`: what all browsers share; `look`: what each shows; `insight`: what is worked out about the scene;
 - `pictures`, `splats`, `stream`, `canvas`: drawing; `pointer`: clicks and drags; `live`: a training that is watched;
-- `panels`, `build`, `markup`: the controls, as data, and how they become viser's; `takeaway`: what may be exported;
-- `heap`: memory that is free goes back to the system.
+- `panels`, `build`, `markup`, `icons`: the controls, as data, and how they become viser's;
+- `takeaway`: what may be exported; `heap`: memory that is free goes back to the system.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from featuresplat.prompts import pieces, surface, text
 from featuresplat.scene import Scene
 from featuresplat.types import Cameras
 
-from . import heap
+from . import heap, icons
 from .cameras import home
 from .document import Document
 from .gate import Gate, addresses, free_port, guarded
@@ -109,6 +109,7 @@ class App:
         except ImportError:
             raise FeaturesplatError("viewer: the package viser is not installed.", "pip install 'viser>=1.1'") from None
         heap.keep_few()
+        icons.quicken()
         # A browser may leave while something is on its way to it; that is no news.
         warnings.filterwarnings("ignore", message="Queued a .* on a closed connection")
         gate = Gate(host, token)
@@ -144,9 +145,13 @@ class App:
             with contextlib.suppress(Exception):
                 pieces.pieces_of(scene, surface.snapshot(scene))
 
-        thread = threading.Thread(target=run, name="viewer warm-up", daemon=True)
+        return self.behind("viewer warm-up", run)
+
+    def behind(self, name: str, function: Callable[[], object]) -> threading.Thread:
+        """Do something in the background, that nobody waits for but `stop`."""
+        thread = threading.Thread(target=function, name=name, daemon=True)
         thread.start()
-        self._ending.append(thread)
+        self._ending = [*(t for t in self._ending if t.is_alive()), thread]
         return thread
 
     def stop(self) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from featuresplat import controls as c
 
-from . import markup
+from . import icons, markup
 
 log = logging.getLogger("featuresplat.viewer")
 
@@ -237,7 +237,7 @@ class _Color(_Part):
 class _Button(_Part):
     def make(self) -> None:
         k = self.control
-        self.handle = self.gui.add_button(k.label, hint=k.hint or None, icon=known_icon(k.icon), color=k.color or None)
+        self.handle = self.gui.add_button(k.label, hint=k.hint or None, icon=icons.known(k.icon), color=k.color or None)
 
         async def pressed(event: Any) -> None:
             if event.client is not None:
@@ -374,16 +374,3 @@ _PARTS: dict[type, type[_Part]] = {
     c.Group: _Group,
     c.Varying: _Varying,
 }
-
-
-def known_icon(name: str) -> Any:
-    """The icon's name where viser has it, else None: a panel from outside may know others."""
-    if not name:
-        return None
-    from viser._icons import svg_from_icon
-
-    try:
-        svg_from_icon(name)  # pyright: ignore[reportArgumentType]
-    except KeyError:
-        return None
-    return name

@@ -18,7 +18,8 @@ from featuresplat.prompts.selection import Selection
 from featuresplat.scene import Scene
 from featuresplat.types import Cameras
 
-from .build import Built, known_icon
+from . import icons
+from .build import Built
 from .cameras import Home, Pose, fitting_fov, home, wxyz_of
 from .canvas import Canvas
 from .document import State
@@ -280,7 +281,7 @@ class Session:
         tabs = self.client.gui.add_tab_group()
         for panel in panels_of(self.app):
             try:
-                with tabs.add_tab(panel.title, icon=known_icon(panel.icon)):
+                with tabs.add_tab(panel.title, icon=icons.known(panel.icon)):
                     self._panels.append(Built(self, self.client.gui, panel.controls))
                 if panel.opened is not None:
                     panel.opened(self)

@@ -160,32 +160,42 @@ def _about(s: Any) -> str:
             "This scene has no feature field, so it cannot be asked in words. Add one: featuresplat distill RUN "
             "--teacher offline. Pointing works without."
         )
-    return "\n\n".join(about(name, field) for name, field in s.scene.fields.items())
+    return "\n\n".join(about(s.app, name, field) for name, field in s.scene.fields.items())
 
 
-def about(name: str, field: Any) -> str:
-    """What a field is, and what its teacher says it can do."""
+def about(app: Any, name: str, field: Any) -> str:
+    """What a field is, and what its teacher says it can do, as soon as that is known."""
     facts = f"{name}: {field.dim} channels"
     if field.teacher:
         facts += f" of the teacher {field.teacher}"
-    return f"{facts}. {_words(field.teacher, str(field.info.get('teacher', {})), field)}"
+    return f"{facts}. {_words(app, field.teacher, str(field.info.get('teacher', {})), field)}"
 
 
 _said: dict[tuple[str, str], str] = {}
+_asked_for: set[tuple[str, str]] = set()
 
 
-def _words(teacher: str, settings: str, field: Any) -> str:
-    """What the teacher says of itself; asked for once, because some load something to answer."""
+def _words(app: Any, teacher: str, settings: str, field: Any) -> str:
+    """What the teacher says of itself; asked for once, and behind the panels' back, because some load something to
+    answer.
+    """
     if field.text is not None and len(field.text.phrases):
         phrases = ", ".join(field.text.phrases[:12])
         more = f" and {len(field.text.phrases) - 12} more" if len(field.text.phrases) > 12 else ""
         return f"Answers to: {phrases}{more}."
     key = (teacher, settings)
-    if key not in _said:
+
+    def find() -> None:
         try:
             _said[key] = teachers.text_side(teacher, field.info.get("teacher", {})).about
         except FeaturesplatError as error:
             _said[key] = f"{error.message[:1].upper()}{error.message[1:]}. {error.hint}"
         except Exception as error:  # a teacher from outside may fail in any way; the panel goes on
             _said[key] = f"Its teacher cannot be asked here ({type(error).__name__})."
-    return _said[key]
+        for session in app.sessions:
+            session.refresh()
+
+    if key not in _asked_for:
+        _asked_for.add(key)
+        app.behind("teacher's words", find)
+    return _said.get(key, "")
