@@ -20,8 +20,7 @@ from featuresplat.viewer.app import App
 from featuresplat.viewer.cameras import warped
 from featuresplat.viewer.look import Look
 
-# A real browser on a busy machine: a test that fails is tried again before it counts.
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.flaky(reruns=2)]
+pytestmark = pytest.mark.xdist_group("browser")
 VIEW = 0
 CONE = "traffic cone"
 
