@@ -113,10 +113,11 @@ def measure(source: Path, args: argparse.Namespace) -> dict[str, Any]:
         out["prompt_seconds"] = prompts(browser, session, args.prompt)
     if args.click:
         out["click_seconds"] = clicks(browser, session, *args.click)
-    began = time.perf_counter()
-    App(replace(scene, gaussians=scene.gaussians.map(torch.clone)), None).warm().join()
-    out["warm_seconds"] = time.perf_counter() - began
     out["memory_bytes"] = {"viewer": resident() - before, "peak_of_process": memory.peak()}
+    if args.click:
+        began = time.perf_counter()
+        App(replace(scene, gaussians=scene.gaussians.map(torch.clone)), None).warm().join()
+        out["warm_seconds"] = time.perf_counter() - began
     browser.close()
     app.stop()
     return out
