@@ -90,6 +90,8 @@ class _Voxels:
     views: list[tuple[Cameras, Surface]]
 
 
+FOOT = 0.35
+"""Most of an object that may hold still, as a share of what moves, to move with it in name."""
 _known: dict[int, tuple[weakref.ref, Pieces]] = {}
 
 
@@ -124,13 +126,16 @@ def _by_motion(scene: Scene, pieces: Pieces) -> Pieces:
 
 
 def _with_still_parts(bodies: Tensor, count: int, pieces: Pieces) -> Tensor:
-    """The bodies with what holds still of the object that each one is most of: the foot of a tree in the wind."""
+    """The bodies with what holds still of the object that each one is most of: the foot of a tree in the wind.
+
+    A larger still part is a thing of its own: the book under a cover that opens.
+    """
     out, ids = bodies.clone(), pieces.ids
     for piece in pieces.objects:
         inside = ids == piece
         moving = bodies[inside & (bodies >= 0)]
         still = inside & (bodies < 0)
-        if not len(moving) or int(still.sum()) > len(moving):
+        if not len(moving) or int(still.sum()) > FOOT * len(moving):
             continue
         votes = moving.bincount(minlength=count)
         body = int(votes.argmax())

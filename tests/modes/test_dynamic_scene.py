@@ -284,3 +284,10 @@ def test_the_foot_that_holds_still_belongs_to_what_moves():
     pieces = Pieces(torch.nn.functional.one_hot(ids, 4).float(), torch.tensor([9, 4, 3, 1]), None)
     bodies = torch.tensor([0, 0, 0, -1, 1, 2, -1, -1])
     assert _with_still_parts(bodies, 3, pieces).tolist() == [0, 0, 0, 0, 1, 2, -1, -1]
+
+
+def test_a_still_part_that_is_large_is_a_thing_of_its_own():
+    """Three that move on two that hold still: a cover that opens, and its book."""
+    ids = torch.tensor([1, 1, 1, 1, 1, 0])
+    pieces = Pieces(torch.nn.functional.one_hot(ids, 3).float(), torch.tensor([9, 5, 1]), None)
+    assert _with_still_parts(torch.tensor([0, 0, 0, -1, -1, -1]), 1, pieces).tolist() == [0, 0, 0, -1, -1, -1]
