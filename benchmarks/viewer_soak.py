@@ -60,7 +60,7 @@ class Complaints(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(self.format(record)[:500])
+        self.lines.append(self.format(record)[-800:])
 
 
 class Soak:

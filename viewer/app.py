@@ -95,6 +95,7 @@ class App:
         self._thumbnails: dict[str, np.ndarray | None] = {}
         self._data_lock = threading.RLock()
         self._ending: list[threading.Thread] = []
+        self._stopped = False
 
     # Life
 
@@ -108,6 +109,7 @@ class App:
             import viser
         except ImportError:
             raise FeaturesplatError("viewer: the package viser is not installed.", "pip install 'viser>=1.1'") from None
+        self._stopped = False
         heap.keep_few()
         icons.quicken()
         # A browser may leave while something is on its way to it; that is no news.
@@ -157,7 +159,7 @@ class App:
     def stop(self) -> None:
         """Close every browser's session and the server; may be called twice."""
         with self._lock:
-            sessions, self._sessions = list(self._sessions.values()), {}
+            sessions, self._sessions, self._stopped = list(self._sessions.values()), {}, True
         for session in sessions:
             session.close()
         server, self.server = self.server, None
@@ -184,7 +186,11 @@ class App:
         refuse_uploads(client)
         session = Session(self, client)
         with self._lock:
-            self._sessions[client.client_id] = session
+            late = self._stopped
+            if not late:
+                self._sessions[client.client_id] = session
+        if late:
+            session.close()
 
     async def _left(self, client: Any) -> None:
         with self._lock:
