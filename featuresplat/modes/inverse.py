@@ -387,17 +387,9 @@ class Mode(static.Mode):
 
 
 # What a finished scene is asked (see `featuresplat.modes`).
-from featuresplat.modes._inverse_edits import EDITS as EDITS  # noqa: E402
-from featuresplat.modes._inverse_edits import joined as joined  # noqa: E402
-from featuresplat.modes._inverse_edits import moved as moved  # noqa: E402
-from featuresplat.modes._inverse_edits import radiating as radiating  # noqa: E402
-from featuresplat.modes._inverse_edits import recolored as recolored  # noqa: E402
-from featuresplat.modes._inverse_eval import measure as measure  # noqa: E402
-from featuresplat.modes._inverse_files import ENDINGS as ENDINGS  # noqa: E402
-from featuresplat.modes._inverse_files import columns as columns  # noqa: E402
-from featuresplat.modes._inverse_files import from_columns as from_columns  # noqa: E402
-from featuresplat.modes._inverse_panel import panel as panel  # noqa: E402
-from featuresplat.modes._inverse_report import report as report  # noqa: E402
-from featuresplat.modes._inverse_scene import KINDS as KINDS  # noqa: E402
-from featuresplat.modes._inverse_scene import picture as picture  # noqa: E402
-from featuresplat.modes._inverse_scene import render as render  # noqa: E402
+from featuresplat.modes._inverse_edits import EDITS, joined, moved, radiating, recolored  # noqa: E402, F401
+from featuresplat.modes._inverse_eval import measure  # noqa: E402, F401
+from featuresplat.modes._inverse_files import ENDINGS, columns, from_columns  # noqa: E402, F401
+from featuresplat.modes._inverse_panel import panel  # noqa: E402, F401
+from featuresplat.modes._inverse_report import report  # noqa: E402, F401
+from featuresplat.modes._inverse_scene import KINDS, picture, render  # noqa: E402, F401

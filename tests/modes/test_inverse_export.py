@@ -64,7 +64,8 @@ def test_plain_files_and_other_formats_hold_none(run, tmp_path):
     assert not read_ply(tmp_path / "p.ply").extra
     assert Scene.load(tmp_path / "p.ply").mode == "static"
     assert [f.name for f in tmp_path.iterdir()] == ["p.ply"]
-    Scene.load(run).save(tmp_path / "s.splat")
+    with pytest.warns(UserWarning, match="holds no features"):
+        Scene.load(run).save(tmp_path / "s.splat")
     assert Scene.load(tmp_path / "s.splat").mode == "static"
 
 
