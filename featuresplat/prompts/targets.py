@@ -164,15 +164,16 @@ def select_text(
     found = query.masks(query.gaussians(scene), threshold)[0]
     if whole and bool(found.any()):
         pieces = pieces_of(scene, scene.gaussians)
-        weight = scene.gaussians.opacities * scene.gaussians.scales.sort(dim=1).values[:, 1:].prod(1)
+        weight = scene.gaussians.opacities  # not by size: what is far away is huge
         ids, count = pieces.ids.to(found.device), pieces.scores.shape[1]
         of_all = torch.zeros(count, device=found.device).index_add(0, ids, weight)
         of_found = torch.zeros(count, device=found.device).index_add(0, ids, weight * found)
+        total = float(of_found.sum())
         of_found[-1] = 0.0  # the rest is no thing
         if not pieces.found:
             of_found[0] = 0.0
         mostly = of_found > 0.5 * of_all
-        largest, total = int(of_found.argmax()), float(of_found.sum())
+        largest = int(of_found.argmax())
         if bool(mostly.any()) and float(of_found[mostly].sum()) > 0.5 * total:
             return Selection(mostly[ids], phrase)
         if total > 0 and float(of_found[largest]) > max(0.5 * total, 0.25 * float(of_all[largest])):
