@@ -157,9 +157,10 @@ def say(s: Any) -> None:
 
 
 def _target(s: Any) -> str:
-    if s.state.selected is None:
+    selected = s.state.selected  # read once: others may change it meanwhile
+    if selected is None:
         return "Select something first: by words in Ask, by pointing in Select."
-    return f"On the selection: {int(s.state.selected.sum()):,} Gaussians."
+    return f"On the selection: {int(selected.sum()):,} Gaussians."
 
 
 def _list(s: Any) -> str:

@@ -67,9 +67,10 @@ def _how(s: Any, label: str) -> None:
 
 
 def _count(s: Any) -> str:
-    if s.state.selected is None:
+    selected = s.state.selected  # read once: others may change it meanwhile
+    if selected is None:
         return "Nothing is selected."
-    return f"Selected: {int(s.state.selected.sum()):,} of {len(s.state.selected):,} Gaussians."
+    return f"Selected: {int(selected.sum()):,} of {len(selected):,} Gaussians."
 
 
 def _changed(s: Any, title: str, change: Any) -> None:
