@@ -192,7 +192,8 @@ class Trainer:
         if self.extra_optimizer:
             self.extra_optimizer.step()
             self.extra_optimizer.zero_grad(set_to_none=True)
-        self.strategy.after_step(step, self.mode.gaussian_params, self.optimizer, out, self.generator)
+        if not self.mode.fixed:
+            self.strategy.after_step(step, self.mode.gaussian_params, self.optimizer, out, self.generator)
         self.mode.after_step(step, self.optimizer, self.generator)
         self.optimizer.zero_grad(set_to_none=True)
         if self._looked_at(step):

@@ -113,6 +113,9 @@ class Mode:
     extra_params: dict[str, Parameter]
     settings: raster.RasterSettings
 
+    fixed = False
+    """Whether no Gaussian may be added, taken away or moved about by densification any more."""
+
     def __init__(self, inputs: ModeInputs):
         self.config, self.inputs = inputs.config, inputs
         self.gaussian_params, self.extra_params = {}, {}

@@ -100,6 +100,11 @@ class Mode(static.Mode):
     def at(self, time: float | None = None) -> Gaussians:
         return Gaussians(**{k: v for k, v in self.gaussian_params.items() if k not in MATERIALS})
 
+    @property
+    def fixed(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """From the specular stage on: what light reaches whom was found for these Gaussians."""
+        return self.stage != RADIANCE
+
     # What the optimiser is told
 
     def parameter_groups(self) -> list[dict[str, Any]]:

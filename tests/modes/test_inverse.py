@@ -12,6 +12,7 @@ from tiny_training import everything, interrupt_at, same, trained, write_scene
 
 from featuresplat.config import TrainConfig, load_config
 from featuresplat.errors import FeaturesplatError
+from featuresplat.modes.inverse import Mode
 from featuresplat.render import render_run
 from featuresplat.scene import Scene
 from featuresplat.trainer import Interrupted, Trainer, train
@@ -74,6 +75,25 @@ def test_a_light_that_cannot_be_is_refused(run):
     light = np.full((16, 32, 3), -1.0, np.float32)
     with pytest.raises(FeaturesplatError):
         scene.render(scene.part("test")[0], light=light)
+
+
+def test_densification_ends_with_the_radiance_stage(tiny, tmp_path):
+    """Also where the configuration has it go on: the light that reaches each Gaussian is found once."""
+    config = small(tmp_path / "run", 12)
+    config.inverse.stages = (0.25, 0.5, 0.9)
+    config.model.budget = 4000
+    config.densify = replace(config.densify, start=0.0, stop=1.0, every=1)
+    counts = []
+
+    def look(trainer: Trainer) -> None:
+        assert isinstance(trainer.mode, Mode)
+        counts.append((trainer.mode.stage, len(trainer.mode.gaussian_params["means"])))
+
+    train(tiny, config, progress=False, watch=look)
+    during = [n for stage, n in counts if stage == 0]
+    after = {n for stage, n in counts if stage > 0}
+    assert len(set(during)) > 1, "nothing was densified: the test says nothing"
+    assert len(after) == 1
 
 
 def test_resumed_training_equals_an_uninterrupted_one_to_the_bit(tiny, tmp_path, monkeypatch):
