@@ -1,4 +1,4 @@
-"""What the training loop leans on: its folder, device, Ctrl-C, the optimiser's moments in checkpoints, the field."""
+"""What is around the training loop: its folder, its device, Ctrl-C, and the field that comes after."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from featuresplat import _checkpoints
 from featuresplat.config import TrainConfig
 from featuresplat.datasets import Dataset
 from featuresplat.errors import FeaturesplatError
 from featuresplat.scene import Scene
 from featuresplat.trainlog import progress_bar
-
-CHECKPOINTS = "checkpoints"
 
 
 def usable_device(name: str) -> torch.device:
@@ -35,13 +33,13 @@ def claim(folder: Path, config: TrainConfig) -> None:
     """Refuse to overwrite another run unless told to."""
     if folder.exists() and not folder.is_dir():
         raise FeaturesplatError(f"{folder}: is a file", "Give another --out.")
-    used = (folder / "scene.json").exists() or any((folder / CHECKPOINTS).glob("*.safetensors"))
+    used = (folder / "scene.json").exists() or any((folder / _checkpoints.FOLDER).glob("*.safetensors"))
     if used and not (config.resume or config.overwrite):
         raise FeaturesplatError(
             f"{folder}: holds a run already", "Add --resume to go on, --overwrite to start anew, or another --out."
         )
     if used and config.overwrite and not config.resume:
-        for path in (folder / CHECKPOINTS).glob("*.safetensors"):
+        for path in (folder / _checkpoints.FOLDER).glob("*.safetensors"):
             path.unlink()
 
 
@@ -50,24 +48,6 @@ def on_interrupt(handler):
     if threading.current_thread() is not threading.main_thread():
         return None
     return signal.signal(signal.SIGINT, handler)
-
-
-def moments(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """Adam's state by the group's name."""
-    out: dict[str, dict[str, Tensor]] = {}
-    for group in optimizer.param_groups:
-        state = optimizer.state.get(group["params"][0])
-        if state:
-            out[group["name"]] = {k: torch.as_tensor(v).detach() for k, v in state.items()}
-    return out
-
-
-def restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, dict[str, Tensor]]) -> None:
-    optimizer.state.clear()
-    for group in optimizer.param_groups:
-        if group["name"] in saved:
-            p = group["params"][0]
-            optimizer.state[p] = {k: v.to(p.device) if k != "step" else v for k, v in saved[group["name"]].items()}
 
 
 def check_teacher(config: TrainConfig) -> None:

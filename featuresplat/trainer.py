@@ -13,31 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featuresplat import memory, modes, raster, registry
+from featuresplat import _checkpoints, memory, modes, raster, registry
+from featuresplat._photographs import Level, Photographs, background_of
 from featuresplat._training import (
-    CHECKPOINTS,
     check_teacher,
     claim,
-    moments,
     on_interrupt,
-    restore_moments,
     usable_device,
     with_field,
 )
-from featuresplat.config import TrainConfig, load_config, to_dict
-from featuresplat.datasets import Dataset
+from featuresplat.config import TrainConfig, load_config
 from featuresplat.densify import make_strategy
 from featuresplat.errors import FeaturesplatError
 from featuresplat.evaluate import METRICS, measure, rendered_views
 from featuresplat.exposure import Exposure
 from featuresplat.io.atomic import atomic_write_json
-from featuresplat.io.checkpoint import (
-    checkpoint_path,
-    latest_checkpoint,
-    load_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-)
 from featuresplat.losses import depth_loss
 from featuresplat.metrics import psnr
 from featuresplat.normalization import Normalization
@@ -48,7 +38,6 @@ from featuresplat.sweep import sweep
 from featuresplat.trainlog import TrainLog
 from featuresplat.types import Cameras, PointCloud
 
-KEEP_CHECKPOINTS = 2
 LOOK_EVERY = 10  # steps between looks at loss and PSNR on a GPU
 NEAR = 0.01  # of the camera extent
 FINAL_CORRECTION_RATE = 0.01  # of exposures and poses, as a share of the first
@@ -106,6 +95,7 @@ class Trainer:
             raise FeaturesplatError(f"{source}: no image is left to train on", "Use --split all or add photographs.")
         self._plan_memory()
         self.frame = Normalization.of(self.dataset.cameras[self.dataset.train], self.dataset.points)
+        self.photographs = Photographs(self.dataset, self.frame, config, self.device, self.generator)
         cameras = self.frame.cameras(self.dataset.cameras[self.dataset.train])
         points = self._start_points(cameras)
         inputs = modes.ModeInputs(config, cameras, points, self.device, self.frame, self.dataset)
@@ -122,13 +112,12 @@ class Trainer:
             extra.append({"name": "poses", "params": [self.poses.twist], "initial_lr": config.pose.lr})
         self.extra_optimizer = torch.optim.Adam(extra, eps=1e-15) if extra else None
         self.mode.settings = raster.RasterSettings(near=NEAR, antialiased=config.model.antialiased)
-        self._levels: dict[int, _Level] = {}
         self.step_index = 0
         self.seconds = 0.0
         self.running = {"loss": math.nan, "psnr": math.nan}
         self.stop_asked = False
         if config.resume:
-            self._restore()
+            _checkpoints.restore(self)
 
     def _start_points(self, cameras: Cameras) -> PointCloud | None:
         """The data's points in the training frame; where it has none, points found by plane sweep."""
@@ -177,10 +166,10 @@ class Trainer:
         config, step = self.config, self.step_index
         self.mode.before_step(step, self.optimizer)
         self._set_rates(step)
-        level = self._level(step)
+        level = self.photographs.level(step)
         loss: Any = 0.0
         out = None
-        for index in self._batch(step, len(level.dataset.train)):
+        for index in self.photographs.batch(step):
             out, view_loss = self._view_loss(level, index, step)
             loss = loss + view_loss / config.optim.batch
         assert out is not None
@@ -200,15 +189,14 @@ class Trainer:
             self._average("loss", float(loss.detach()))
         self.step_index += 1
 
-    def _view_loss(self, level: _Level, index: int, step: int) -> tuple[Any, Tensor]:
+    def _view_loss(self, level: Level, index: int, step: int) -> tuple[Any, Tensor]:
         """Render training image ``index`` and compare."""
         config, data = self.config, level.dataset
         viewmat, K = level.viewmats[index], level.Ks[index]
         if self.poses:
             viewmat = self.poses.apply(viewmat, index)
         image_index = data.train[index]
-        truth = data.image(image_index).to(self.device).float().mul_(1 / 255.0)
-        truth, background = self._background(data, image_index, truth)
+        truth, background = self.photographs.truth(data, image_index)
         times = level.cameras.times
         width, height = level.cameras.sizes[index]
         view = modes.View(
@@ -242,18 +230,6 @@ class Trainer:
             loss = loss + term
         return out, loss
 
-    def _background(self, data: Dataset, index: int, truth: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The colour behind the render, and the photograph over the same colour."""
-        alpha = data.alpha(index)
-        given = _background_of(self.config, data)
-        if not self.config.loss.random_background:
-            return truth, torch.tensor(given, device=self.device) if any(given) else None
-        color = torch.rand(3, generator=self.generator).to(self.device)
-        if alpha is not None:
-            through = 1.0 - alpha.to(self.device).float()[..., None] / 255.0
-            truth = truth + through * (color - torch.tensor(given, device=self.device))
-        return truth, color
-
     def _set_rates(self, step: int) -> None:
         o = self.config.optim
         t = step / max(self.config.steps - 1, 1)
@@ -270,27 +246,6 @@ class Trainer:
         model = self.config.model
         each = max(1, round(model.sh_interval * self.config.steps))
         return min(model.sh_degree, step // each)
-
-    def _batch(self, step: int, count: int) -> list[int]:
-        """Which training images a step sees: every image once per epoch, in an order fixed by the seed."""
-        chosen = []
-        for k in range(step * self.config.optim.batch, (step + 1) * self.config.optim.batch):
-            epoch, place = divmod(k, count)
-            order = torch.Generator().manual_seed(hash((self.config.seed, epoch)) & 0x7FFFFFFF)
-            chosen.append(int(torch.randperm(count, generator=order)[place]))
-        return chosen
-
-    def _level(self, step: int) -> _Level:
-        """The data at the size that this step trains on."""
-        sizes = self.config.coarse_to_fine
-        place = int(step / max(0.3 * self.config.steps, 1) * len(sizes))
-        factor = sizes[place] if place < len(sizes) else 1
-        if factor not in self._levels:
-            self._levels.clear()  # an earlier, smaller one is not needed again
-            data = self.dataset if factor == 1 else self.dataset.at_size(factor)
-            cameras = self.frame.cameras(data.cameras[data.train])
-            self._levels[factor] = _Level(data, cameras, self.device)
-        return self._levels[factor]
 
     def _looked_at(self, step: int) -> bool:
         """Whether a step's loss and PSNR enter the running means. A look waits for all that the GPU has queued: there
@@ -351,7 +306,7 @@ class Trainer:
             info={
                 "source": str(self.source.resolve()),
                 "split": {"train": [names[i] for i in data.train], "test": [names[i] for i in data.test]},
-                "background": _background_of(self.config, data),
+                "background": background_of(self.config, data),
                 "full_sizes": data.full_sizes,
                 "training": {
                     "seconds": round(self.seconds, 3),
@@ -389,45 +344,7 @@ class Trainer:
 
     def save_checkpoint(self) -> Path:
         """Everything that the remaining steps depend on."""
-        tensors: dict[str, Any] = {
-            "params": {k: p.detach() for k, p in self.mode.gaussian_params.items()},
-            "extra_params": {k: p.detach() for k, p in self.mode.extra_params.items()},
-            "buffers": self.mode.buffers(),
-            "optimizer": moments(self.optimizer),
-            "strategy": self.strategy.state_dict(),
-            "generator": {"state": self.generator.get_state()},
-        }
-        if self.extra_optimizer:
-            tensors["extra"] = {g["name"]: g["params"][0].detach() for g in self.extra_optimizer.param_groups}
-            tensors["extra_optimizer"] = moments(self.extra_optimizer)
-        meta = {"step": self.step_index, "seconds": self.seconds, "running": self.running}
-        meta["config"] = to_dict(self.config)
-        path = checkpoint_path(self.folder / CHECKPOINTS, self.step_index)
-        save_checkpoint(path, tensors, meta)
-        prune_checkpoints(self.folder / CHECKPOINTS, KEEP_CHECKPOINTS)
-        return path
-
-    def _restore(self) -> None:
-        path = latest_checkpoint(self.folder / CHECKPOINTS)
-        if path is None:
-            raise FeaturesplatError(f"{self.folder}: holds no checkpoint to resume from", "Leave --resume out.")
-        saved = load_checkpoint(path)
-        for kind, params in (("params", self.mode.gaussian_params), ("extra_params", self.mode.extra_params)):
-            for name, value in saved.tensors.get(kind, {}).items():
-                params[name] = torch.nn.Parameter(value.to(self.device))
-        everything = {**self.mode.gaussian_params, **self.mode.extra_params}
-        for group in self.optimizer.param_groups:
-            group["params"] = [everything[group["name"]]]
-        self.mode.load_buffers(saved.tensors.get("buffers", {}))
-        restore_moments(self.optimizer, saved.tensors.get("optimizer", {}))
-        self.strategy.load_state_dict(saved.tensors.get("strategy", {}))
-        self.generator.set_state(saved.tensors["generator"]["state"])
-        if self.extra_optimizer:
-            for group in self.extra_optimizer.param_groups:
-                group["params"][0].data.copy_(saved.tensors["extra"][group["name"]])
-            restore_moments(self.extra_optimizer, saved.tensors.get("extra_optimizer", {}))
-        self.step_index, self.seconds = saved.meta["step"], saved.meta["seconds"]
-        self.running = dict(saved.meta["running"])
+        return _checkpoints.save(self)
 
     def _plan_memory(self) -> None:
         sizes = self.dataset.cameras.sizes
@@ -445,19 +362,3 @@ class Trainer:
         if self.stop_asked:
             raise KeyboardInterrupt
         self.stop_asked = True
-
-
-class _Level:
-    """The data at one image size, with its cameras ready on the device."""
-
-    def __init__(self, dataset: Dataset, cameras, device: torch.device):
-        self.dataset, self.cameras = dataset, cameras
-        self.viewmats = cameras.viewmats.to(device, torch.float32)
-        self.Ks = cameras.Ks.to(device, torch.float32)
-
-
-def _background_of(config: TrainConfig, data: Dataset) -> list[float]:
-    """What renders are laid over: the colour behind transparent images; black for photographs."""
-    if data.alpha(data.train[0]) is None:
-        return [0.0, 0.0, 0.0]
-    return {"white": [1.0] * 3, "black": [0.0] * 3, "gray": [0.5] * 3}[config.data.background]

@@ -115,7 +115,7 @@ def test_pose_refinement_takes_back_a_wrong_pose(tmp_path):
     trainer = trained(write_scene(tmp_path / "wrong", pose=pose), config)
     assert trainer.poses is not None
     assert trainer.dataset.points is not None
-    level, points = trainer._level(10_000), trainer.frame.points(trainer.dataset.points).xyz
+    level, points = trainer.photographs.level(10_000), trainer.frame.points(trainer.dataset.points).xyz
     planted = [pixels_apart(a, b, level.Ks[0], points) for a, b in zip(level.viewmats, true, strict=True)]
     bad = planted.index(max(planted))
     assert planted[bad] > 3
@@ -125,7 +125,7 @@ def test_pose_refinement_takes_back_a_wrong_pose(tmp_path):
 
 
 def load_viewmats(source: Path, tmp_path: Path) -> Tensor:
-    return Trainer(source, tiny_config(tmp_path / "unused"), progress=False)._level(10_000).viewmats
+    return Trainer(source, tiny_config(tmp_path / "unused"), progress=False).photographs.level(10_000).viewmats
 
 
 def pixels_apart(a: Tensor, b: Tensor, K: Tensor, points: Tensor) -> float:
@@ -157,9 +157,9 @@ def test_harmonics_rise_by_schedule_and_images_by_size(tiny, tmp_path):
     config.model.sh_degree, config.model.sh_interval = 3, 0.1
     trainer = Trainer(tiny, config, progress=False)
     assert [trainer._sh_degree(s) for s in (0, 9, 10, 29, 30, 99)] == [0, 0, 1, 2, 3, 3]
-    widths = [trainer._level(s).dataset.image(0).shape[1] for s in (0, 14, 15, 29, 30, 99)]
+    widths = [trainer.photographs.level(s).dataset.image(0).shape[1] for s in (0, 14, 15, 29, 30, 99)]
     assert widths == [20, 20, 40, 40, 80, 80]
-    assert trainer._level(0).cameras.widths[0] == 20  # pyright: ignore[reportIndexIssue]
+    assert trainer.photographs.level(0).cameras.widths[0] == 20  # pyright: ignore[reportIndexIssue]
 
 
 def test_unused_harmonics_stay_zero(tiny, tmp_path):
@@ -174,7 +174,7 @@ def test_every_image_is_seen_once_an_epoch(tiny, tmp_path):
     config = tiny_config(tmp_path / "run")
     config.optim.batch = 3
     trainer = Trainer(tiny, config, progress=False)
-    drawn = [i for step in range(7) for i in trainer._batch(step, 7)]
+    drawn = [i for step in range(7) for i in trainer.photographs.batch(step)]
     epochs = [drawn[k : k + 7] for k in (0, 7, 14)]
     assert [sorted(e) for e in epochs] == [list(range(7))] * 3
     assert epochs[0] != epochs[1]
