@@ -15,13 +15,7 @@ from torch import Tensor
 
 from featuresplat import _checkpoints, memory, modes, raster, registry
 from featuresplat._photographs import Level, Photographs, background_of
-from featuresplat._training import (
-    check_teacher,
-    claim,
-    on_interrupt,
-    usable_device,
-    with_field,
-)
+from featuresplat._training import check_teacher, claim, on_interrupt, usable_device, with_field
 from featuresplat.config import TrainConfig, load_config
 from featuresplat.densify import make_strategy
 from featuresplat.errors import FeaturesplatError

@@ -13,13 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_training import (
-    DEMO,
-    small,
-    tiny_config,
-    trained,
-    write_scene,
-)
+from tiny_training import DEMO, small, tiny_config, trained, write_scene
 from torch import Tensor
 
 from featuresplat.errors import FeaturesplatError

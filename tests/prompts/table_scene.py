@@ -10,11 +10,13 @@ from torch import Tensor
 
 from featuresplat.paths import look_at
 from featuresplat.prompts.surface import splat
+from featuresplat.prompts.targets import Target
 from featuresplat.scene import Scene
 from featuresplat.types import SH_C0, Cameras, FeatureField, Gaussians, TextTable
 
 NAMES = ("background", "table", "red ball", "blue box", "green ball")
 COLORS = torch.tensor([[0.0, 0, 0], [0.55, 0.4, 0.25], [0.8, 0.1, 0.1], [0.1, 0.2, 0.8], [0.1, 0.7, 0.2]])
+BALL, BOX = Target(text="red ball"), Target(text="blue box")
 
 
 def _ball(count: int, center: tuple[float, float, float], radius: float) -> Tensor:
@@ -92,3 +94,10 @@ def true_mask(scene: Scene, labels: Tensor, camera: Cameras, label: int) -> Tens
 
 def iou(a: Tensor, b: Tensor) -> float:
     return float((a & b).sum() / (a | b).sum())
+
+
+def same_scene(a: Scene, b: Scene) -> bool:
+    """Bit-identical Gaussians, fields and state."""
+    tensors = [(x, y) for x, y in zip(a.gaussians.tensors().values(), b.gaussians.tensors().values(), strict=True)]
+    tensors += [(a.fields[k].codes, b.fields[k].codes) for k in a.fields]
+    return all(torch.equal(x, y) for x, y in tensors)

@@ -3,49 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
 import pytest
 import torch
-from table_scene import NAMES, make_world, with_field
+from table_scene import BALL, BOX, make_world, same_scene
 from torch import Tensor
 
-from featuresplat import registry
 from featuresplat.errors import FeaturesplatError
 from featuresplat.geometry import quat_to_rotmat, sh_bases
-from featuresplat.prompts import _colors, _spherical, edits
-from featuresplat.prompts.edit_files import edit_from_dict, load_edits, save_edits
-from featuresplat.prompts.edits import (
-    Duplicate,
-    Edit,
-    Edited,
-    Extract,
-    Insert,
-    Opacity,
-    Recolor,
-    Remove,
-    Transform,
-)
+from featuresplat.prompts import _colors, _spherical
+from featuresplat.prompts.edits import Duplicate, Edited, Extract, Insert, Opacity, Recolor, Remove, Transform
 from featuresplat.prompts.selection import Selection
 from featuresplat.prompts.targets import Target, select_text
 from featuresplat.scene import Scene
 from featuresplat.types import Cameras
-
-BALL, BOX = Target(text="red ball"), Target(text="blue box")
 
 
 def rgb(scene: Scene, camera: Cameras) -> Tensor:
     out = scene.render(camera, backend="reference").rgb
     assert out is not None
     return out[0]
-
-
-def same(a: Scene, b: Scene) -> bool:
-    """Bit-identical Gaussians, fields and state."""
-    tensors = [(x, y) for x, y in zip(a.gaussians.tensors().values(), b.gaussians.tensors().values(), strict=True)]
-    tensors += [(a.fields[k].codes, b.fields[k].codes) for k in a.fields]
-    return all(torch.equal(x, y) for x, y in tensors)
 
 
 def test_remove_takes_the_object_and_nothing_else(asked, world):
@@ -83,11 +61,11 @@ def test_undo_and_redo_are_bit_identical(asked):
     kept = [replace(s, gaussians=s.gaussians.map(torch.clone)) for s in seen]
     assert done.edits == tuple(steps)
     for k in range(len(steps), 0, -1):
-        assert same(done.undo(), kept[k - 1])
+        assert same_scene(done.undo(), kept[k - 1])
         assert done.undone[0] == steps[k - 1]
     assert done.scene is asked
     for k in range(len(steps)):
-        assert same(done.redo(), kept[k + 1])
+        assert same_scene(done.redo(), kept[k + 1])
     with pytest.raises(FeaturesplatError, match="nothing has been undone"):
         done.redo()
     done.undo()
@@ -271,169 +249,3 @@ def test_opacity(asked, world):
     assert float(Opacity(target, factor=100.0).apply(asked).gaussians.opacities[ball].min()) > 0.999
     with pytest.raises(FeaturesplatError, match="at least 0"):
         Opacity(target, factor=-1.0).apply(asked)
-
-
-# Files
-
-
-EVERY = [
-    Remove(BALL),
-    Remove(BALL, fill=True),
-    Extract(Target(text="bowl", field="clip", threshold=0.7, whole=False)),
-    Recolor(Target(view="a.png", points=((1.0, 2.5, 1), (3.0, 4.0, 0))), color="blue", shift=(0.1, 0.0, 0.0)),
-    Transform(Target(view="a.png", box=(1.0, 2.0, 3.0, 4.0)), translate=(1.0, 2.0, 3.0), pivot=(0.0, 0.0, 1.0)),
-    Duplicate(rotate=(0.0, 1.0, 0.0, 0.0), scale=0.5),
-    Insert(source="runs/x"),
-    Opacity(factor=0.25),
-]
-
-
-def test_edits_come_back_from_a_file(tmp_path):
-    save_edits(tmp_path / "edits.yaml", EVERY)
-    assert load_edits(tmp_path / "edits.yaml") == EVERY
-    assert {e.kind for e in EVERY} == set(edits.KINDS)
-    assert all(e.describe().startswith(e.kind) for e in EVERY)
-
-
-def test_replaying_a_file_gives_the_same_scene(asked, world, tmp_path):
-    stored = Target.of(Selection(world[1] == 4, "green"), asked)
-    steps = [Remove(BALL), Recolor(BOX, hue=90.0)]
-    steps.insert(0, Opacity(stored, factor=0.5))
-    done = Edited(asked)
-    for step in steps:
-        done.apply(step)
-    save_edits(tmp_path / "e.yaml", done.edits)
-    assert same(edits.apply_all(asked, load_edits(tmp_path / "e.yaml")), done.scene)
-
-
-def test_a_file_as_a_person_writes_it(tmp_path):
-    (tmp_path / "e.yaml").write_text(
-        "- {kind: remove, target: the mug}\n"
-        "- kind: transform\n  target: {text: duck}\n  translate: [0, 0, 1]\n  scale: 2\n"
-    )
-    assert load_edits(tmp_path / "e.yaml") == [
-        Remove(Target(text="the mug")),
-        Transform(Target(text="duck"), translate=(0.0, 0.0, 1.0), scale=2.0),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("{", "is no YAML"),
-        ("a: 1", "no list of edits"),
-        ("[]", "no list of edits"),
-        ("format: 99\nedits: [{kind: remove}]", "of format 99"),
-        ("- 3", "entries with a kind"),
-        ("- {kind: remov}", "no kind 'remov'"),
-        ("- {kind: remove, fil: true}", "has no 'fil'"),
-        ("- {kind: remove, fill: 3}", "fill: expected bool"),
-        ("- {kind: transform, scale: big}", "scale: expected number"),
-        ("- {kind: transform, translate: [1, 2]}", "translate: expected"),
-        ("- {kind: transform, translate: [1, 2, .nan]}", "translate: expected"),
-        ("- {kind: recolor, color: 7}", "color: expected str"),
-        ("- {kind: remove, target: {txt: a}}", "cannot read txt"),
-        ("- {kind: remove, target: 3}", "cannot read 3"),
-        ("- {kind: remove, target: {text: [1]}}", "text cannot be"),
-        ("- {kind: remove, target: {points: [[1, 2]]}}", "none is named"),
-        ("- {kind: remove, target: {box: [1, 2, 3], view: a}}", "box cannot be"),
-        ("- {kind: remove, target: {text: a, box: [1, 2, 3, 4], view: a}}", "one way"),
-        ("!!python/object/apply:os.system ['true']", "is no YAML"),
-    ],
-)
-def test_files_that_are_none(tmp_path, content, said):
-    (tmp_path / "e.yaml").write_text(content)
-    with pytest.raises(FeaturesplatError, match=said):
-        load_edits(tmp_path / "e.yaml")
-
-
-def test_no_file(tmp_path):
-    with pytest.raises(FeaturesplatError, match="no such file"):
-        load_edits(tmp_path / "none.yaml")
-
-
-def test_modes_bring_kinds_of_their_own(asked, monkeypatch):
-    """A mode's module may have EDITS, and say how its own tensors move."""
-
-    @dataclass(frozen=True)
-    class Freeze(Edit):
-        kind: ClassVar[str] = "freeze"
-        time: float = 0.0
-
-        def apply(self, scene):
-            return replace(scene, info={**scene.info, "frozen": self.time})
-
-    static = registry.load("modes", "static")
-    monkeypatch.setattr(static, "EDITS", {"freeze": Freeze}, raising=False)
-    monkeypatch.setattr(static, "moved", lambda *a: {"gaussian.seen": a[1].float()}, raising=False)
-    edit = edit_from_dict({"kind": "freeze", "time": 0.5})
-    assert edit.apply(asked).info["frozen"] == 0.5
-    moved = Transform(BALL, translate=(1.0, 0.0, 0.0)).apply(asked)
-    assert float(moved.mode_state["gaussian.seen"].sum()) > 600
-
-
-# Targets
-
-
-def test_a_stored_selection_fits_its_scene_only(asked, world):
-    target = Target.of(Selection(world[1] == 2), asked)
-    assert torch.equal(target.select(asked).mask, world[1] == 2)
-    assert Target.from_dict(target.to_dict()) == target
-    other = Remove(BOX).apply(asked)
-    with pytest.raises(FeaturesplatError, match="another scene"):
-        target.select(other)
-    for damaged in ("x", "5:abc:!!", target.gaussians[:-20], target.gaussians.replace(":", ";")):
-        with pytest.raises(FeaturesplatError, match=r"damaged|another scene"):
-            Target(gaussians=damaged).select(asked)
-
-
-def test_a_target_in_a_photograph_counts_in_its_full_size(asked, world):
-    """The fixture's photographs are twice as large as its cameras."""
-    camera = asked.cameras[0]
-    at = (asked.gaussians.means[world[1] == 2].mean(0).double() + torch.tensor([0, 0, 0.1])) @ camera.viewmats[
-        0, :3, :3
-    ].T
-    pixel = camera.Ks[0] @ ((at + camera.viewmats[0, :3, 3]) / (at + camera.viewmats[0, :3, 3])[2])
-    x, y = (2 * pixel[:2]).tolist()
-    for name in ("view_00.png", "view_00"):
-        found = Target(view=name, points=((x, y, 1),)).select(asked).mask
-        assert float((world[1][found] == 2).float().mean()) > 0.9
-
-
-def test_text_finds_whole_objects(asked, world):
-    """A field that is wrong for a third of an object still means all of it."""
-    labels = world[1]
-    field = asked.fields["truth"]
-    codes = field.codes.clone()
-    ball = (labels == 2).nonzero()[:, 0]
-    codes[ball[::3]] = field.text.vectors[1]
-    wrong = replace(asked, fields={"truth": replace(field, codes=codes)})
-    whole, parts = (select_text(wrong, "red ball", whole=w).mask for w in (True, False))
-    assert float(whole[ball].float().mean()) > 0.95
-    assert float(parts[ball].float().mean()) < 0.75
-
-
-def test_text_finds_the_large_thing_that_it_finds_a_third_of(asked, world):
-    """Not the small one that it mistakes for it."""
-    scene, labels = world
-    taken = torch.where((labels == 4) | ((labels == 1) & (torch.arange(len(labels)) % 5 < 2)), 1, 0)
-    found = select_text(with_field(replace(scene, fields={}), taken), NAMES[1])
-    flat = labels == 1
-    assert float(found.mask[flat].float().mean()) > 0.85
-    assert float(found.mask[labels == 4].float().mean()) < 0.2
-    few = torch.where((labels == 1) & (torch.arange(len(labels)) % 10 == 0), 1, 0)
-    alone = select_text(with_field(replace(scene, fields={}), few), NAMES[1])
-    assert float(alone.mask[flat].float().mean()) < 0.3  # a tenth is no table
-
-
-def test_nothing_of_it_is_there(asked):
-    with pytest.raises(FeaturesplatError, match="nothing of it is found"):
-        Target(text="background").select(asked)
-    with pytest.raises(FeaturesplatError, match="none called 'x'"):
-        Target(view="x", box=(1.0, 2.0, 30.0, 40.0)).select(asked)
-
-
-def test_names_are_distinct():
-    assert len(set(NAMES)) == len(NAMES)
-    scene, labels = make_world(sh_degree=0, size=(32, 24))
-    assert with_field(scene, labels).fields["truth"].text is not None

@@ -6,21 +6,13 @@ import math
 
 import pytest
 import torch
+from sentences import edits, t
 from table_scene import make_world
 
 from featuresplat import registry
 from featuresplat.errors import FeaturesplatError
 from featuresplat.prompts.edits import Duplicate, Extract, Insert, Opacity, Recolor, Remove, Transform
 from featuresplat.prompts.language import parse
-from featuresplat.prompts.targets import Target
-
-
-def t(text: str) -> Target:
-    return Target(text=text)
-
-
-def edits(sentence: str, scene=None):
-    return [plan.edit for plan in parse(sentence, scene)]
 
 
 @pytest.mark.parametrize(

@@ -7,23 +7,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sentences import edits, t
 from table_scene import make_world
 
 from featuresplat.errors import FeaturesplatError
 from featuresplat.prompts import materials
 from featuresplat.prompts.edit_files import edit_from_dict
 from featuresplat.prompts.edits import Recolor, Transform
-from featuresplat.prompts.language import parse
 from featuresplat.prompts.materials import Material
 from featuresplat.prompts.targets import Target
-
-
-def t(text: str) -> Target:
-    return Target(text=text)
-
-
-def edits(sentence: str, scene=None):
-    return [plan.edit for plan in parse(sentence, scene)]
 
 
 @pytest.mark.parametrize(
