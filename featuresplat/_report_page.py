@@ -12,8 +12,8 @@ from featuresplat._report_svg import Points, layout_chart, line_chart, short
 from featuresplat.io.html import figure, ramp
 
 if TYPE_CHECKING:
+    from featuresplat._report_data import ReportData, View
     from featuresplat._report_layout import Layout
-    from featuresplat.report import ReportData, View
 
 CURVE_POINTS = 240
 """Longer curves are averaged to this many points."""

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 
 import torch
 
+from featuresplat._report_data import ReportData, View
 from featuresplat._report_layout import camera_layout
 from featuresplat.paths import look_at
-from featuresplat.report import ReportData, View
 from featuresplat.types import Cameras, Gaussians
 
 

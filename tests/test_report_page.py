@@ -8,9 +8,10 @@ import re
 import torch
 from report_data import Page, full_data, picture
 
+from featuresplat._report_data import ReportData, View
 from featuresplat._report_page import duration, number, to_html
 from featuresplat._report_svg import short
-from featuresplat.report import ReportData, View, read_metrics
+from featuresplat.report import read_metrics
 
 EVIL = '<script>alert("x")</script>\'"&.png'
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from featuresplat.config import DataConfig
-from featuresplat.datasets import transforms
+from featuresplat.datasets._frames import read_files
 from featuresplat.datasets._recording import Recording
 from featuresplat.datasets._truths import Truths, ViewTruth, alpha_of, normals_of, then
 from featuresplat.errors import FeaturesplatError
@@ -34,7 +34,7 @@ def read(path: Path, config: DataConfig, progress: Any = None) -> Recording:
     """Train and test frames; ``_val`` is the test split only where there is no ``_test``.
 
     Raises:
-        FeaturesplatError: no transforms_train.json, and as :func:`featuresplat.datasets.transforms.read`.
+        FeaturesplatError: no transforms_train.json, and as :func:`featuresplat.datasets._frames.read_files`.
     """
     files = {part: path / f"transforms_{part}.json" for part in ("train", "test", "val")}
     files = {part: file for part, file in files.items() if file.is_file()}
@@ -42,7 +42,7 @@ def read(path: Path, config: DataConfig, progress: Any = None) -> Recording:
         raise FeaturesplatError(f"{path}: there is no transforms_train.json.", f"Expected {LAYOUT}.")
     if "test" in files:
         files.pop("val", None)
-    recording = transforms.read_files(files)
+    recording = read_files(files)
     # Without a test file nothing is the data's own split: every n-th is held out then.
     recording.own_split = len(files) > 1
     return recording
@@ -56,7 +56,7 @@ def truths(path: Path) -> Truths:
     file = path / "transforms_test.json"
     if not file.is_file():
         return Truths()
-    recording = transforms.read_files({"test": file})
+    recording = read_files({"test": file})
     views = {}
     for frame in recording.frames:
         normal = frame.image_path.with_name(f"{frame.image_path.stem}_normal.png")

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from featuresplat.config import DataConfig
 from featuresplat.datasets import _truths as t
-from featuresplat.datasets import transforms
+from featuresplat.datasets._frames import read_files, read_json
 from featuresplat.datasets._recording import Recording, rigid
 from featuresplat.errors import FeaturesplatError
 from featuresplat.io.envmap import read_environment
@@ -53,7 +53,7 @@ def read(path: Path, config: DataConfig, progress: Any = None) -> Recording:
         raise FeaturesplatError(
             f"{path}: its photographs are OpenEXR files.", "Train on the same scene in blender_LDR."
         )
-    recording = transforms.read_files({part: path / f"transforms_{part}.json" for part in ("train", "test")})
+    recording = read_files({part: path / f"transforms_{part}.json" for part in ("train", "test")})
     for frame in recording.frames:
         mask = _mask(frame.image_path)
         frame.mask_path = None
@@ -66,7 +66,7 @@ def truths(path: Path) -> t.Truths:
     """Normals and pseudo base colours of the test views, and the object in other scenes' light."""
     truth = _ground_truth(path) / path.name
     views = {}
-    for frame in transforms.read_files({"test": path / "transforms_test.json"}).frames:
+    for frame in read_files({"test": path / "transforms_test.json"}).frames:
         stem = frame.image_path.stem
         normal = truth / "surface_normal" / f"{stem}.npy"
         albedo = [truth / "pseudo_gt_albedo" / f"{stem}{e}" for e in (".npy", ".png", ".exr")]
@@ -87,7 +87,7 @@ def _novel(path: Path) -> dict[str, list[t.RelitView]]:
     file, out = path / "transforms_novel.json", {}
     if not file.is_file():
         return {}
-    for entry in transforms.read_json(file)["frames"]:
+    for entry in read_json(file)["frames"]:
         try:
             scene, stem = str(entry["scene_name"]), Path(str(entry["file_path"])).stem
             c2w, angle = (

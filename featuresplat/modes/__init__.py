@@ -141,7 +141,12 @@ class Mode:
 
     def render(self, view: View) -> RenderOutput:
         """The differentiable render of a training view; ``rgb`` is what is compared with the photograph."""
-        g = self.at(view.time)
+        return self.splat(self.at(view.time), view)
+
+    def splat(
+        self, g: Gaussians, view: View, features: Tensor | None = None, geometry_grad: raster.GeometryGrad = "full"
+    ) -> RenderOutput:
+        """Gaussians of the training frame, and features [N, D] of theirs, as a training view sees them."""
         return raster.rasterize(
             g.means,
             g.quats,
@@ -152,8 +157,10 @@ class Mode:
             view.K[None],
             view.width,
             view.height,
+            features=features,
             sh_degree=min(view.sh_degree, g.sh_degree),
             backgrounds=view.background,
+            geometry_grad=geometry_grad,
             absgrad=view.absgrad,
             settings=self.settings,
             backend=self.config.backend,

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from featuresplat import modes, raster
+from featuresplat import modes
 from featuresplat.modes._motion import dualquat, losses, skinning
 from featuresplat.modes._motion.edits import EDITS, moved, understands
 from featuresplat.modes._motion.finished import at, bodies, joined, state_of
@@ -34,6 +34,7 @@ from featuresplat.modes._motion.start import Start, start_of
 from featuresplat.modes._motion.trained import TrainedNodes
 from featuresplat.modes._motion.whole import ENDING, write_whole
 from featuresplat.modes.static import Mode as StaticMode
+from featuresplat.modes.static import first_rates
 from featuresplat.points import gaussians_from_points
 from featuresplat.types import Gaussians, PointCloud, RenderOutput
 
@@ -92,14 +93,8 @@ class Mode(StaticMode):
         }
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        o, d = self.config.optim, self.config.dynamic
-        rates = {
-            "means": o.means_lr,
-            "quats": o.quats_lr,
-            "log_scales": o.scales_lr,
-            "logit_opacities": o.opacities_lr,
-            "sh0": o.sh0_lr,
-            "shN": o.shN_lr,
+        d = self.config.dynamic
+        rates = first_rates(self.config.optim) | {
             "nodes.positions": d.nodes_lr,
             "nodes.quats": d.turns_lr,
             "bodies.shifts": d.nodes_lr,
@@ -138,23 +133,7 @@ class Mode(StaticMode):
         moving = None
         if self.masks is not None and self.config.dynamic.mask > 0:
             moving = (self.gaussian_params["follows"].detach()[:, :1] >= 0).to(g.means.dtype)
-        return raster.rasterize(
-            g.means,
-            g.quats,
-            g.scales,
-            g.opacities,
-            g.sh,
-            view.viewmat[None],
-            view.K[None],
-            view.width,
-            view.height,
-            features=moving,
-            sh_degree=min(view.sh_degree, g.sh_degree),
-            backgrounds=view.background,
-            absgrad=view.absgrad,
-            settings=self.settings,
-            backend=self.config.backend,
-        )
+        return self.splat(g, view, moving)
 
     def losses(self, out: RenderOutput, batch: modes.Batch) -> dict[str, Tensor]:
         nodes, self._now = self._now, None

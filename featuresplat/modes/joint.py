@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from featuresplat import modes, raster, teachers
+from featuresplat import modes, teachers
 from featuresplat.decoders import LinearDecoder
 from featuresplat.errors import FeaturesplatError
 from featuresplat.fields import distill
@@ -49,35 +49,15 @@ class Mode(static.Mode):
             self.extra_params[BIAS] = Parameter(start.bias.detach().to(inputs.device))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        o = self.config.optim
-        lrs = {"means": o.means_lr, "quats": o.quats_lr, "log_scales": o.scales_lr, "logit_opacities": o.opacities_lr}
-        lrs |= {"sh0": o.sh0_lr, "shN": o.shN_lr, "codes": CODES_LR, WEIGHT: DECODER_LR, BIAS: DECODER_LR}
+        rates = static.first_rates(self.config.optim) | {"codes": CODES_LR, WEIGHT: DECODER_LR, BIAS: DECODER_LR}
         everything = {**self.gaussian_params, **self.extra_params}
-        return [{"name": k, "params": [p], "lr": lrs[k]} for k, p in everything.items()]
+        return [{"name": k, "params": [p], "lr": rates[k]} for k, p in everything.items()]
 
     def at(self, time: float | None = None):
         return static.Gaussians(**{k: p for k, p in self.gaussian_params.items() if k != "codes"})
 
     def render(self, view: modes.View) -> RenderOutput:
-        g = self.at(view.time)
-        return raster.rasterize(
-            g.means,
-            g.quats,
-            g.scales,
-            g.opacities,
-            g.sh,
-            view.viewmat[None],
-            view.K[None],
-            view.width,
-            view.height,
-            features=self.gaussian_params["codes"],
-            sh_degree=min(view.sh_degree, g.sh_degree),
-            backgrounds=view.background,
-            geometry_grad="rgb",
-            absgrad=view.absgrad,
-            settings=self.settings,
-            backend=self.config.backend,
-        )
+        return self.splat(self.at(view.time), view, self.gaussian_params["codes"], geometry_grad="rgb")
 
     def losses(self, out: RenderOutput, batch: modes.Batch) -> dict[str, Tensor]:
         assert out.features is not None

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from featuresplat import modes
-from featuresplat.config import TrainConfig
+from featuresplat.config import OptimConfig, TrainConfig
 from featuresplat.errors import FeaturesplatError
 from featuresplat.points import gaussians_from_points
 from featuresplat.types import Cameras, Gaussians, PointCloud, RenderOutput
@@ -30,16 +30,8 @@ class Mode(modes.Mode):
         self.gaussian_params = {k: Parameter(v.to(inputs.device)) for k, v in gaussians.tensors().items()}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        o = self.config.optim
-        lrs = {
-            "means": o.means_lr,
-            "quats": o.quats_lr,
-            "log_scales": o.scales_lr,
-            "logit_opacities": o.opacities_lr,
-            "sh0": o.sh0_lr,
-            "shN": o.shN_lr,
-        }
-        return [{"name": k, "params": [p], "lr": lrs[k]} for k, p in self.gaussian_params.items()]
+        rates = first_rates(self.config.optim)
+        return [{"name": k, "params": [p], "lr": rates[k]} for k, p in self.gaussian_params.items()]
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
         if self.config.model.max_scale > 0 and step % LIMIT_EVERY == 0:
@@ -64,6 +56,18 @@ class Mode(modes.Mode):
         if c.scale:
             terms["scale"] = c.scale * self.gaussian_params["log_scales"].exp().mean()
         return terms
+
+
+def first_rates(optim: OptimConfig) -> dict[str, float]:
+    """The learning rates that the parameters of plain Gaussians begin with."""
+    return {
+        "means": optim.means_lr,
+        "quats": optim.quats_lr,
+        "log_scales": optim.scales_lr,
+        "logit_opacities": optim.opacities_lr,
+        "sh0": optim.sh0_lr,
+        "shN": optim.shN_lr,
+    }
 
 
 def start_points(config: TrainConfig, cameras: Cameras, points: PointCloud | None) -> PointCloud:

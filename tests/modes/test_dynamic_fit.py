@@ -9,8 +9,9 @@ import torch
 
 from featuresplat.modes._motion import dualquat, losses
 from featuresplat.modes._motion.depths import standing
-from featuresplat.modes._motion.fit import Paths, affinity, complete, fit_motion, stiffen
+from featuresplat.modes._motion.fit import affinity, complete, fit_motion, stiffen
 from featuresplat.modes._motion.nodes import Nodes, rbf_weights
+from featuresplat.modes._motion.sightings import Paths
 
 FRAMES, POINTS = 12, 120
 TIMES = torch.linspace(0, 1, FRAMES)

@@ -18,7 +18,7 @@ from featuresplat.priors.film import opencv
 
 if TYPE_CHECKING:
     from featuresplat import priors
-    from featuresplat.modes._motion.fit import Paths
+    from featuresplat.modes._motion.sightings import Paths
     from featuresplat.types import PointCloud
 
 TOGETHER = 48

@@ -12,8 +12,9 @@ from torch import Tensor
 from featuresplat import modes, priors
 from featuresplat.modes._motion import dualquat
 from featuresplat.modes._motion.depths import guessed, seen_points
-from featuresplat.modes._motion.fit import Paths, fit_motion, node_radii, spread
+from featuresplat.modes._motion.fit import fit_motion, node_radii, spread
 from featuresplat.modes._motion.nodes import Nodes, neighbours, sample_times
+from featuresplat.modes._motion.sightings import Paths
 from featuresplat.modes.static import start_points
 from featuresplat.priors.film import Progress, opencv, silent
 from featuresplat.types import PointCloud
