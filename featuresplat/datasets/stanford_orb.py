@@ -47,7 +47,7 @@ def read(path: Path, config: DataConfig, progress: Any = None) -> Recording:
     """Train and test frames, transparent outside of the object's mask.
 
     Raises:
-        FeaturesplatError: only HDR images, and as `featuresplat.datasets.transforms.read`.
+        FeaturesplatError: only HDR images, and as `featuresplat.datasets._frames.read_files`.
     """
     if next((path / "train").glob("*.exr"), None) is not None:
         raise FeaturesplatError(

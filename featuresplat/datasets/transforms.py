@@ -1,4 +1,4 @@
-"""``transforms.json`` of nerfstudio and instant-ngp, one file or a pair ``transforms_train.json`` and ``_test.json``."""
+"""``transforms.json`` of nerfstudio and instant-ngp, or a pair ``transforms_train.json`` and ``_test.json``."""
 
 from __future__ import annotations
 
