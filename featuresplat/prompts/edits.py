@@ -20,6 +20,7 @@ from featuresplat import registry
 from featuresplat.errors import FeaturesplatError
 from featuresplat.geometry import quat_multiply, quat_to_rotmat
 from featuresplat.prompts import _colors, _spherical, pieces
+from featuresplat.prompts.history import Edited as Edited
 from featuresplat.prompts.targets import Target
 from featuresplat.types import Gaussians
 
@@ -34,6 +35,11 @@ class Edit:
     kind: ClassVar[str] = ""
     target: Target = field(default_factory=Target)
 
+    @property
+    def dear(self) -> bool:
+        """Doing it again takes long, or needs more than the scene: a history keeps what it made as long as it can."""
+        return False
+
     def apply(self, scene: Scene) -> Scene:
         """The changed scene; ``scene`` itself stays as it is.
 
@@ -41,6 +47,12 @@ class Edit:
             FeaturesplatError: the target is not found, or a value makes no sense.
         """
         raise NotImplementedError
+
+    def settled(self, scene: Scene) -> Edit:
+        """The same change of the very Gaussians that it means in ``scene``, whatever is learned about them later."""
+        if not (self.target.text or self.target.points or self.target.box is not None):
+            return self
+        return replace(self, target=Target.of(self.target.select(scene), scene))
 
     def describe(self) -> str:
         """In words, e.g. ``remove 'the mug'``."""
@@ -69,6 +81,10 @@ class Remove(Edit):
 
     kind: ClassVar[str] = "remove"
     fill: bool = False
+
+    @property
+    def dear(self) -> bool:
+        return self.fill
 
     def apply(self, scene: Scene) -> Scene:
         mask = self.target.select(scene).mask
@@ -220,6 +236,13 @@ class Insert(Transform):
     kind: ClassVar[str] = "insert"
     source: str = ""
 
+    @property
+    def dear(self) -> bool:
+        return True
+
+    def settled(self, scene: Scene) -> Edit:
+        return self  # it means Gaussians of the other scene
+
     def apply(self, scene: Scene) -> Scene:
         if not self.source:
             raise FeaturesplatError("insert: expected a run folder or a file of Gaussians, got none", "Add source.")
@@ -262,65 +285,6 @@ def known_kinds() -> dict[str, type[Edit]]:
     for mode in registry.names("modes"):
         out |= getattr(registry.load("modes", mode), "EDITS", {})
     return out
-
-
-class Edited:
-    """A scene and the edits done to it. Undo and redo give back the very same tensors."""
-
-    def __init__(self, scene: Scene):
-        self._scenes: list[Scene] = [scene]
-        self._edits: list[Edit] = []
-        self._done = 0
-
-    @property
-    def scene(self) -> Scene:
-        """As it is now."""
-        return self._scenes[self._done]
-
-    @property
-    def original(self) -> Scene:
-        """As it was given."""
-        return self._scenes[0]
-
-    @property
-    def edits(self) -> tuple[Edit, ...]:
-        """What was done and not undone, in order."""
-        return tuple(self._edits[: self._done])
-
-    @property
-    def undone(self) -> tuple[Edit, ...]:
-        """What `redo` would do, next first."""
-        return tuple(self._edits[self._done :])
-
-    def apply(self, edit: Edit) -> Scene:
-        """Do an edit; what was undone is forgotten. Unchanged when the edit raises."""
-        scene = edit.apply(self.scene)
-        self._edits = [*self.edits, edit]
-        self._scenes = [*self._scenes[: self._done + 1], scene]
-        self._done += 1
-        return scene
-
-    def undo(self) -> Scene:
-        """Take the last edit back.
-
-        Raises:
-            FeaturesplatError: there is none.
-        """
-        if self._done == 0:
-            raise FeaturesplatError("undo: nothing has been done", "Edit something first.")
-        self._done -= 1
-        return self.scene
-
-    def redo(self) -> Scene:
-        """Do again what was undone last.
-
-        Raises:
-            FeaturesplatError: there is none.
-        """
-        if self._done == len(self._edits):
-            raise FeaturesplatError("redo: nothing has been undone", "Undo something first.")
-        self._done += 1
-        return self.scene
 
 
 def apply_all(scene: Scene, edits: Sequence[Edit], told: Callable[[Edit], None] | None = None) -> Scene:
