@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import threading
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,6 +61,19 @@ class Kept:
     visible: bool = True
 
 
+class Packed:
+    """A mask bool [N] at rest: a bit for each Gaussian, and less where they lie in runs."""
+
+    def __init__(self, mask: Tensor):
+        self._count, self._device = len(mask), mask.device
+        self._bits = zlib.compress(np.packbits(mask.cpu().numpy()).tobytes(), 1)
+
+    def mask(self) -> Tensor:
+        """bool [N], on its device."""
+        bits = np.frombuffer(zlib.decompress(self._bits), np.uint8)
+        return torch.from_numpy(np.unpackbits(bits, count=self._count).astype(bool)).to(self._device)
+
+
 @dataclass(frozen=True)
 class State:
     """Everything shared, at one moment.
@@ -103,7 +118,7 @@ class Document:
         self._lock = threading.Lock()
         self._editing = threading.RLock()
         self._edited = Edited(_numbered(scene))
-        self._before: list[tuple[Tensor | None, tuple[Kept, ...]]] = []
+        self._before: list[tuple[Packed | None, tuple[tuple[Kept, Packed], ...]]] = []
         self._state = State(0, self._edited.scene)
         self._listeners: list[Listener] = []
         self.busy: Callable[[], bool] = lambda: False
@@ -239,7 +254,7 @@ class Document:
                 return self._mutate(lambda state: {"waiting": (*state.waiting, edit)})
             before = self._state
             scene = self._edited.apply(edit)
-            self._before.append((before.selected, before.kept))
+            self._remember(before)
             return self._edited_to(scene, before)
 
     def undo(self) -> State:
@@ -248,7 +263,8 @@ class Document:
             self._refuse_while_busy()
             scene = self._edited.undo()
             selected, kept = self._before.pop()
-            return self._swap(scene, selected, kept)
+            masks = None if selected is None else selected.mask(), tuple(replace(k, mask=m.mask()) for k, m in kept)
+            return self._swap(scene, *masks)
 
     def redo(self) -> State:
         """Raises FeaturesplatError when there is nothing to redo."""
@@ -256,7 +272,7 @@ class Document:
             self._refuse_while_busy()
             before = self._state
             scene = self._edited.redo()
-            self._before.append((before.selected, before.kept))
+            self._remember(before)
             return self._edited_to(scene, before)
 
     def apply_waiting(self) -> list[FeaturesplatError]:
@@ -279,6 +295,12 @@ class Document:
             self._edited = Edited(_numbered(scene))
             self._before = []
             return self._swap(self._edited.scene, None, ())
+
+    def _remember(self, state: State) -> None:
+        """What undo selects again: hundreds of edits must not hold hundreds of masks."""
+        selected = None if state.selected is None else Packed(state.selected)
+        kept = tuple((replace(k, mask=torch.empty(0, dtype=torch.bool)), Packed(k.mask)) for k in state.kept)
+        self._before.append((selected, kept))
 
     def _refuse_while_busy(self) -> None:
         if self.busy():
