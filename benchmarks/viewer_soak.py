@@ -4,9 +4,9 @@
 
 A real browser, driven from a process of its own, and a client that speaks the protocol move, ask, select, keep, edit,
 undo, change views, export and come and go, in an order fixed by the seed. Every ten seconds everything is undone and
-forgotten, so that moments can be compared, and the memory of this process is noted. At the end: its growth over the
-second half, errors in the log, and errors in the browser's console. The exit status is 1 when anything complained or
-memory grew by more than five per cent.
+forgotten, so that moments can be compared, and the memory of this process is noted, as is the heap of the page's
+scripts in the browser. At the end: the growth of both over the second half, errors in the log, and errors in the
+browser's console. The exit status is 1 when anything complained or one of the two grew by more than five per cent.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ from featuresplat.viewer.panels import ask, edit, export
 
 KINDS = ("rgb", "depth", "normals", "alpha", "features")
 GROWTH = 0.05
+EVERY = 10.0
+"""Seconds between two looks at the memory."""
 
 
 def resident() -> int:
@@ -131,10 +133,11 @@ class Soak:
 
 
 def look_on(port: int, stop: Any, answers: Any) -> None:
-    """A browser that shows the viewer until ``stop`` is set, in a process of its own, whose memory nobody counts; puts
-    the errors of its console into ``answers``.
+    """A browser that shows the viewer until ``stop`` is set, in a process of its own; puts the errors of its console
+    and (second, bytes) of the page's script heap, garbage collected, into ``answers``.
     """
     errors: list[str] = []
+    heap_sizes: list[tuple[float, int]] = []
 
     def said(message: Any) -> None:
         if message.type == "error" and not any(known in message.text for known in KNOWN_ERRORS):
@@ -145,10 +148,27 @@ def look_on(port: int, stop: Any, answers: Any) -> None:
         page.on("console", said)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"http://localhost:{port}/")
+        tools = page.context.new_cdp_session(page)
+        tools.send("Performance.enable")
+        tools.send("HeapProfiler.enable")
+        began = noted = time.monotonic()
         while not stop.is_set():
             page.wait_for_timeout(200)
+            if time.monotonic() - noted > EVERY:
+                noted = time.monotonic()
+                tools.send("HeapProfiler.collectGarbage")
+                found = {m["name"]: m["value"] for m in tools.send("Performance.getMetrics")["metrics"]}
+                heap_sizes.append((round(noted - began), int(found["JSHeapUsedSize"])))
         page.close()
-    answers.put(errors)
+    answers.put((errors, heap_sizes))
+
+
+def growth(sizes: list[tuple[float, int]]) -> float:
+    """Of the second half: the slope of a straight line through it times its length, as a share of where it begins."""
+    half = [size for _, size in sizes[len(sizes) // 2 :]]
+    if len(half) < 3:
+        return 0.0
+    return float(np.polyfit(range(len(half)), half, 1)[0]) * len(half) / max(half[0], 1)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -163,26 +183,28 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         stop, answers = processes.Event(), processes.Queue()
         browser = processes.Process(target=look_on, args=(app.port, stop, answers))
         browser.start()
-        session = until(lambda: next(iter(app.sessions), None), "a browser")
-        until(lambda: session.canvas.showing and session.settled(), "the first picture")
-        began = noted = time.monotonic()
-        while time.monotonic() - began < 60 * args.minutes:
-            soak.step(session)
-            if time.monotonic() - noted > 10:
-                noted = time.monotonic()
-                memory.append((round(noted - began), soak.rest()))
-        stop.set()
-        console = answers.get(timeout=60)
+        try:
+            session = until(lambda: next(iter(app.sessions), None), "a browser")
+            until(lambda: session.canvas.showing and session.settled(), "the first picture")
+            began = noted = time.monotonic()
+            while time.monotonic() - began < 60 * args.minutes:
+                soak.step(session)
+                if time.monotonic() - noted > EVERY:
+                    noted = time.monotonic()
+                    memory.append((round(noted - began), soak.rest()))
+        finally:
+            stop.set()
+        console, page = answers.get(timeout=60)
         browser.join()
         if soak.wire is not None:
             soak.wire.close()
         app.stop()
-    half = [m for _, m in memory[len(memory) // 2 :]]
-    slope = float(np.polyfit(range(len(half)), half, 1)[0]) * len(half) if len(half) > 2 else 0.0
     return {
         "minutes": args.minutes, "did": soak.did, "steps": sum(soak.did.values()),
         "memory_megabytes": [(t, round(m / 1e6)) for t, m in memory],
-        "growth_of_second_half": slope / max(half[0] if half else 1, 1),
+        "growth_of_second_half": growth(memory),
+        "page_megabytes": [(t, round(m / 1e6, 1)) for t, m in page],
+        "page_growth_of_second_half": growth(page),
         "log_errors": complaints.lines, "console_errors": console,
     }  # fmt: skip
 
@@ -210,8 +232,8 @@ def main() -> int:
             )
             + "\n"
         )
-    bad = result["log_errors"] or result["console_errors"] or result["growth_of_second_half"] > GROWTH
-    return 1 if bad else 0
+    grown = max(result["growth_of_second_half"], result["page_growth_of_second_half"]) > GROWTH
+    return 1 if grown or result["log_errors"] or result["console_errors"] else 0
 
 
 if __name__ == "__main__":
