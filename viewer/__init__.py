@@ -24,8 +24,8 @@ def open_scene(source: Scene | str | Path, device: str = "auto") -> tuple[Scene,
     Raises:
         FeaturesplatError: there is no such run or file, or it is damaged.
     """
+    from featuresplat.devices import usable_device
     from featuresplat.errors import FeaturesplatError
-    from featuresplat.render import usable_device
     from featuresplat.scene import Scene
 
     if isinstance(source, Scene):

@@ -39,7 +39,7 @@ EXAMPLES = (
     "make the bowl transparent",
     "make the mug chrome",
 )
-LONGEST = 1000
+LONGEST, QUOTED = 1000, 80  # characters of a sentence, and of what is said of it when it is not understood
 _STEP = 0.15  # how far an unsaid distance goes, in radii of the cameras' circle
 _NUMBERS = {
     "a quarter": 0.25, "quarter": 0.25, "a third": 1 / 3, "third": 1 / 3, "half": 0.5, "one": 1.0, "two": 2.0,
@@ -115,9 +115,9 @@ def parse(sentence: str, scene: Scene | None = None) -> list[Plan]:
         if edit is None and verb and not began:  # "remove the mug and the ball"
             edit = words.understand(_Clause(f"{verb} {clause.said}", clause.quoted))
         if edit is None:
-            raise FeaturesplatError(
-                f"edit: '{clause.shown()}' is not understood", f"Understood are: {'; '.join(EXAMPLES)}."
-            )
+            said = clause.shown()
+            said = said if len(said) <= QUOTED else f"{said[: QUOTED - 3]}..."
+            raise FeaturesplatError(f"edit: '{said}' is not understood", f"Understood are: {'; '.join(EXAMPLES)}.")
         plans.append(Plan(clause.shown(), edit))
         verb = began.group() if began else verb
     return plans

@@ -128,6 +128,7 @@ def test_turns(scene, sentence, axis, angle):
         ("fill the hole", "follows no removal"),
         ("move the ball up by 1", "directions need a scene"),
         ("make the mug zorp", "not understood"),
+        ("z" * 900, f"'{'z' * 77}...' is not understood"),
         ("scale the mug by 100000", "scales by"),
         ("x" * 10_000, "at most 1000"),
         ("__import__('os').system('true')", "not understood"),

@@ -10,6 +10,7 @@ from wire import until
 
 from featuresplat.controls import Button, Choice, Note, Panel, Slider, Text
 from featuresplat.viewer import panels
+from featuresplat.viewer.markup import shortened, swatches
 from featuresplat.viewer.panels.view import rounded
 
 GREY_ENOUGH = 0.12
@@ -173,6 +174,20 @@ def test_markup_is_shown_as_text(browser):
     until(lambda: browser.said("onerror"))
     settled(browser)
     assert "<img" not in browser.texts()
+
+
+def test_long_names_and_prompts_leave_room_for_the_rest(browser):
+    document, name = browser.session.document, "n" * 60
+    document.select(ball(0))
+    document.keep(name)
+    settled(browser)
+    assert name not in browser.labels()
+    browser.set("n" * 21 + "...", False)
+    until(lambda: not document.kept(name).visible)
+    assert (shortened("abcdef", 6), shortened("abcdefg", 6)) == ("abcdef", "abc...")
+    legend = swatches([((1.0, 0.0, 0.0), '"><script>')])
+    assert "<script>" not in legend
+    assert '"&quot;&gt;&lt;script&gt;"' in legend  # all of it under the mouse
 
 
 def test_grow_shrink_invert_clear(browser):

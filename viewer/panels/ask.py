@@ -9,10 +9,13 @@ from featuresplat.controls import Button, Check, Choice, Group, Note, Panel, Ram
 from featuresplat.errors import FeaturesplatError
 
 from ..document import checked_phrase
+from ..markup import shortened
 
 AUTO = "The last one that answers text"
 HISTORY = 20
 NOTHING = "-"
+LISTED = 48
+"""Characters of a prompt in the list of what matches."""
 
 
 def panel(app: Any) -> Panel:
@@ -21,6 +24,8 @@ def panel(app: Any) -> Panel:
         [
             Text("Look for", lambda s: ", ".join(p.text for p in s.state.prompts), ask,
                  hint="What to look for, e.g. a red mug. Commas make several questions, each in its colour"),
+            Note("Type what to look for, such as a red mug. Commas make several questions, each in its colour.",
+                 when=lambda s: not _asked(s) and bool(s.scene.fields)),
             Choice("Earlier questions", lambda s: (NOTHING, *s.history), get=lambda s: NOTHING, set=_again,
                    when=lambda s: bool(s.history)),
             Text("But not", lambda s: ", ".join(s.state.negatives), _not, hint="What it must not be, e.g. a table"),
@@ -144,7 +149,7 @@ def _matches(s: Any) -> str:
     if scores is None:
         return ""
     lines = [
-        f"{p.text}: {int(m.sum()):,} Gaussians match, best {float(v.max()) if len(v) else 0:.2f}"
+        f"{shortened(p.text, LISTED)}: {int(m.sum()):,} Gaussians match, best {float(v.max()) if len(v) else 0:.2f}"
         for p, m, v in zip(s.state.prompts, scores.masks, scores.values, strict=True)
     ]
     return "\n".join(lines)

@@ -144,14 +144,14 @@ def _understood(s: Any) -> str:
     if not sentence:
         return ""
     try:
-        return "Understood: " + "; ".join(str(plan) for plan in language.parse(sentence[:500], s.scene))
+        return "Understood: " + "; ".join(str(plan) for plan in language.parse(sentence, s.scene))
     except FeaturesplatError as error:
-        return f"{error.message} {error.hint}"
+        return f"{error.message.rstrip('.')}. {error.hint}"
 
 
 def say(s: Any) -> None:
     """Do what the sentence says, one edit after the other."""
-    plans = language.parse(str(_value(s, SENTENCE, ""))[:500], s.scene)
+    plans = language.parse(str(_value(s, SENTENCE, "")), s.scene)
     for plan in plans:
         do(s, plan.edit)
 

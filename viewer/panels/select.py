@@ -8,6 +8,7 @@ from featuresplat.controls import Button, Buttons, Check, Choice, Control, Group
 from featuresplat.errors import FeaturesplatError
 from featuresplat.prompts.selection import Selection
 
+from ..markup import shortened
 from ..pointer import HOW
 
 TOOLS = {"off": "Off: the mouse moves the view", "point": "Point", "box": "Box", "brush": "Brush"}
@@ -19,6 +20,8 @@ ADVICE = {
     "brush": "Paint over what you want, as it shows from here.",
 }
 NAME, OBJECT = "selection name", "-"
+LABEL = 24
+"""Characters of a name that find room beside a box to tick."""
 
 
 def panel(app: Any) -> Panel:
@@ -119,8 +122,9 @@ def _list(s: Any) -> list[Control]:
     for kept in s.state.kept:
         name = kept.name
         rows.append(
-            Check(name, lambda s, n=name: s.document.kept(n).visible,
-                  lambda s, v, n=name: s.document.update_kept(n, visible=v), hint="Show its outline")
+            Check(shortened(name, LABEL), lambda s, n=name: s.document.kept(n).visible,
+                  lambda s, v, n=name: s.document.update_kept(n, visible=v),
+                  hint="Show its outline" if len(name) <= LABEL else f"Show the outline of {name}")
         )  # fmt: skip
         rows.append(Buttons("", ("Use", "Add", "Minus", "Delete"), lambda s, word, n=name: _use(s, n, word)))
     return rows
