@@ -13,26 +13,16 @@ from featuresplat import _checkpoints
 from featuresplat.config import TrainConfig
 from featuresplat.datasets import Dataset
 from featuresplat.errors import FeaturesplatError
+from featuresplat.io.atomic import check_folder
 from featuresplat.scene import Scene
 from featuresplat.trainlog import progress_bar
-
-
-def usable_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise FeaturesplatError(f"device: '{name}' is not known", "Use auto, cpu, cuda or cuda:N.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise FeaturesplatError("device: no CUDA GPU is usable here", "Use --device cpu, or run 'featuresplat doctor'.")
-    return device
 
 
 def claim(folder: Path, config: TrainConfig) -> None:
     """Refuse to overwrite another run unless told to."""
     if folder.exists() and not folder.is_dir():
         raise FeaturesplatError(f"{folder}: is a file", "Give another --out.")
+    check_folder(folder)
     used = (folder / "scene.json").exists() or any((folder / _checkpoints.FOLDER).glob("*.safetensors"))
     if used and not (config.resume or config.overwrite):
         raise FeaturesplatError(

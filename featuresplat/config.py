@@ -225,13 +225,20 @@ def load_config(name_or_path: str | Path) -> TrainConfig:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise FeaturesplatError(f"{origin}: not valid YAML ({str(error).splitlines()[0]})", "Mend that line.") from None
+        raise FeaturesplatError(f"{origin}: not valid YAML ({yaml_trouble(error)})", "Mend that line.") from None
     if values is None:
         values = {}
     config = from_dict(TrainConfig, values, origin)
     if "config" not in values:
         config.config = str(name_or_path)
     return config
+
+
+def yaml_trouble(error: yaml.YAMLError) -> str:
+    """What is wrong with a YAML text, and in which line, in a few words."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    said = problem or str(error).splitlines()[0]
+    return said if mark is None else f"line {mark.line + 1}: {said}"
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -312,7 +319,10 @@ def _read(name: str) -> tuple[str, str]:
         path = Path(name)
         if not path.is_file():
             raise FeaturesplatError(f"{name}: no such configuration file", f"Presets: {', '.join(preset_names())}.")
-        return path.read_text(encoding="utf-8"), name
+        try:
+            return path.read_text(encoding="utf-8"), name
+        except (OSError, UnicodeDecodeError) as error:
+            raise FeaturesplatError(f"{name}: cannot be read ({error})", "Give a YAML file of text.") from None
     if name not in preset_names():
         close = difflib.get_close_matches(name, preset_names(), n=1)
         hint = f"Perhaps you meant '{close[0]}'. " if close else ""

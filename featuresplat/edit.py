@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from featuresplat.errors import FeaturesplatError
+from featuresplat.io.atomic import check_folder
 from featuresplat.io.scene_folder import SCENE
 from featuresplat.prompts import language
 from featuresplat.prompts.edit_files import load_edits, save_edits
@@ -51,6 +52,7 @@ def target_folder(run: Path, out: Path | None, overwrite: bool) -> Path:
             raise FeaturesplatError(f"{place}: exists already", "Give another folder with --out, or --overwrite.")
         if not (place / SCENE).is_file():
             raise FeaturesplatError(f"{place}: is no run, so it is not replaced", "Give another folder with --out.")
+    check_folder(place)
     return place
 
 

@@ -61,7 +61,7 @@ class Prompt:
     objects: bool = False
 
     def check(self) -> None:
-        """Raises FeaturesplatError: nothing is asked, or two things at once."""
+        """Raises FeaturesplatError: nothing is asked, or two things at once, or by a threshold that is none."""
         pointed = bool(self.points) or self.box is not None
         if not self.phrases and not pointed:
             raise FeaturesplatError(
@@ -72,6 +72,10 @@ class Prompt:
             raise FeaturesplatError("query: got a phrase and a point or box", "Ask for one at a time.")
         if pointed and not self.view:
             raise FeaturesplatError("query: a point or box lies in a view, but none is named", "Add --view NAME.")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise FeaturesplatError(
+                f"threshold: expected 0 to 1, as scores are, got {self.threshold}", "Leave it out, or begin with 0.5."
+            )
 
 
 @dataclass

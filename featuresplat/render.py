@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from featuresplat import registry
+from featuresplat.devices import usable_device
 from featuresplat.errors import FeaturesplatError
 from featuresplat.fields.pictures import feature_colors
 from featuresplat.io.atomic import atomic_path
@@ -177,21 +178,6 @@ def _sized(cameras: Cameras, width: int | None, height: int | None) -> Cameras:
     widths = [width or max(1, round((height or h) * w / h)) for w, h in sizes]
     heights = [height or max(1, round((width or w) * h / w)) for w, h in sizes]
     return cameras.resized(widths, heights)
-
-
-def usable_device(name: str) -> torch.device:
-    """The device of a name; 'auto' is the GPU where there is one.
-
-    Raises:
-        FeaturesplatError: there is no such device, or torch cannot use it.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch's CPU build asserts
-        reason = str(error).splitlines()[0]
-        raise FeaturesplatError(f"device: '{name}' cannot be used ({reason}).", "Use --device cpu.") from None
 
 
 class Painter:

@@ -90,7 +90,6 @@ class Scene:
             write_scene_file(folder, self.gaussians, self.fields, comments=comments, extra=extra)
             return Path(folder)
         if self.config is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(to_dict(self.config), sort_keys=False)
             atomic_write_text(Path(folder) / CONFIG, text)
         return write_scene_folder(

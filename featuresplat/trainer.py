@@ -15,13 +15,15 @@ from torch import Tensor
 
 from featuresplat import _checkpoints, memory, modes, raster, registry
 from featuresplat._photographs import Level, Photographs, background_of
-from featuresplat._training import check_teacher, claim, on_interrupt, usable_device, with_field
+from featuresplat._training import check_teacher, claim, on_interrupt, with_field
 from featuresplat.config import TrainConfig, load_config
+from featuresplat.config_ranges import check_ranges
 from featuresplat.densify import make_strategy
+from featuresplat.devices import usable_device
 from featuresplat.errors import FeaturesplatError
 from featuresplat.evaluate import METRICS, measure, rendered_views
 from featuresplat.exposure import Exposure
-from featuresplat.io.atomic import atomic_write_json
+from featuresplat.io.atomic import atomic_write_json, make_folder
 from featuresplat.losses import depth_loss
 from featuresplat.metrics import psnr
 from featuresplat.normalization import Normalization
@@ -67,6 +69,7 @@ def train(
     config = load_config(config) if isinstance(config, str) else config
     source = Path(source)
     folder = config.out or Path("runs") / (source.resolve().stem or "scene")
+    check_ranges(config)
     check_teacher(config)
     claim(folder, config)
     trainer = Trainer(source, replace(config, out=folder), progress)
@@ -126,7 +129,7 @@ class Trainer:
     def run(self, watch: Callable[[Trainer], None] | None = None) -> None:
         """All remaining steps, with log, looks at test views, checkpoints; Ctrl-C saves and raises Interrupted."""
         config = self.config
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         log = TrainLog(self.folder, config.steps, self.step_index, self.progress, config.tensorboard)
         previous = on_interrupt(self._ask_stop)
         began = time.monotonic() - self.seconds

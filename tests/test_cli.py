@@ -137,7 +137,14 @@ def test_training_on_what_is_no_data(tmp_path, capsys, monkeypatch):
     refused(capsys, ["train", "empty", "--config", "fats"], "no preset 'fats'", "Perhaps you meant 'fast'")
     (tmp_path / "bad.yaml").write_text("stepz: 3\n")
     refused(capsys, ["train", "empty", "--config", "bad.yaml"], "unknown key 'stepz'", "'steps'")
+    (tmp_path / "broken.yaml").write_text("steps: 3\nmodel: {budget: [}\n")
+    refused(capsys, ["train", "empty", "--config", "broken.yaml"], "not valid YAML (line 2: ")
+    (tmp_path / "picture.yaml").write_bytes(bytes(range(256)))
+    refused(capsys, ["train", "empty", "--config", "picture.yaml"], "picture.yaml: cannot be read", "YAML file of text")
     refused(capsys, ["train", str(DEMO), "--device", "warp"], "warp")
+    refused(capsys, ["train", str(DEMO), "--steps", "0"], "steps: expected at least 1, got 0", "--steps")
+    refused(capsys, ["train", str(DEMO), "--eval-every", "0"], "eval_every: expected at least 1", "--eval-every")
+    refused(capsys, ["train", str(DEMO), "--out", "text.txt/run"], "text.txt/run", "Choose another name.")
     assert not (tmp_path / "runs").exists()
 
 

@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "featuresplat"
 
 LAYERS = {
-    0: "errors types geometry config config_fields config_dynamic config_inverse registry paths normalization poses "
-    "exposure memory decoders controls",
+    0: "errors types geometry config config_fields config_dynamic config_inverse config_ranges registry paths "
+    "normalization poses exposure memory devices decoders controls",
     1: "raster shading io datasets teachers priors losses metrics densify points sweep _ssim",
     2: "fields prompts modes scene",
     3: "query edit affinity_run masks_eval trainer _training _photographs _checkpoints trainlog evaluate report "

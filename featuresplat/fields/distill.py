@@ -14,6 +14,7 @@ from torch import Tensor
 
 from featuresplat import teachers
 from featuresplat.config_fields import FieldConfig, TeacherConfig
+from featuresplat.config_ranges import check_ranges
 from featuresplat.decoders import Decoder, LinearDecoder, MLPDecoder
 from featuresplat.errors import FeaturesplatError
 from featuresplat.fields.cache import MapCache, default_folder
@@ -107,8 +108,7 @@ def field_names(names: Sequence[str], config: FieldConfig) -> list[str]:
 
 def check(names: Sequence[str], config: FieldConfig) -> None:
     """Raise where a field configuration cannot work."""
-    if config.dim < 0 or config.steps < 0 or config.memory <= 0:
-        raise FeaturesplatError("field: expected dim and steps of 0 or more, and some memory.", "Leave them out.")
+    check_ranges(config, "field.")
     if len(names) > 1 and (config.dim == 0 or config.steps == 0):
         raise FeaturesplatError(
             f"teacher: {len(names)} teachers share one code, which has to be trained.",

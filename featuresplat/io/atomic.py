@@ -44,6 +44,26 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     _flush_to_disk(path.parent)
 
 
+def make_folder(path: str | Path) -> Path:
+    """Make a folder and what is missing above it; errors as :func:`atomic_path`."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+    return path
+
+
+def check_folder(path: str | Path) -> None:
+    """Raise now what writing into a folder that need not be there yet would raise at the end of long work."""
+    path = Path(path)
+    above = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not above.is_dir():
+        raise write_error(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    if not os.access(above, os.W_OK):
+        raise write_error(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
 def atomic_write_bytes(path: str | Path, data: bytes | memoryview) -> None:
     """Write ``data`` to ``path`` atomically; errors as :func:`atomic_path`."""
     with atomic_path(path) as temporary:

@@ -74,4 +74,4 @@ def read_cameras(path: str | Path) -> Cameras:
     return cameras
 
 
-_AGAIN = "Write the scene again."
+_AGAIN = "Write it again, in the form of a run's cameras.json."

@@ -66,8 +66,12 @@ def train(
         Unit codes [N, dim].
 
     Raises:
-        FeaturesplatError: no view has two masks to tell apart.
+        FeaturesplatError: no channels or steps, or no view has two masks to tell apart.
     """
+    if dim < 1 or steps < 1:
+        raise FeaturesplatError(
+            f"affinity: expected dim and steps of at least 1, got {dim} and {steps}", "32 and 300 are usual."
+        )
     gaussians = snapshot(scene)
     views = _views(scene, gaussians, masks)
     if not views:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from featuresplat.config import yaml_trouble
 from featuresplat.errors import FeaturesplatError
 from featuresplat.io.atomic import atomic_write_text
 from featuresplat.prompts.edits import KINDS, Edit, known_kinds
@@ -38,8 +39,8 @@ def load_edits(path: str | Path) -> list[Edit]:
         raise FeaturesplatError(f"{path}: there is no such file of edits", "Check the path.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        said = str(error).splitlines()[0]
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        said = yaml_trouble(error) if isinstance(error, yaml.YAMLError) else str(error)
         raise FeaturesplatError(
             f"{path}: is no YAML ({said})", "Write it as 'featuresplat edit --help' shows."
         ) from None

@@ -34,7 +34,7 @@ def run(
     """
     folder = given("affinity", run, "the folder of a run", "runs/NAME")
     from featuresplat.affinity_run import train_affinity
-    from featuresplat.render import usable_device
+    from featuresplat.devices import usable_device
 
     place = usable_device(device)
     count = train_affinity(folder, masks, weights, dim, steps, seed, place, progress=not quiet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -9,13 +10,14 @@ from typing import Annotated
 import tyro
 
 from featuresplat.config_fields import FieldConfig, TeacherConfig
+from featuresplat.config_ranges import check_ranges
 from featuresplat.errors import FeaturesplatError
 from featuresplat.verbs._shared import Flag, given
 from featuresplat.verbs._shared import progress as progress_bar
 
 ORDER = 14
 SHORT = {"--teacher": "--teacher.name", "--lift": "--field.lift", "--dim": "--field.dim", "--steps": "--field.steps"}
-"""Short forms of flags."""
+"""Short forms of flags; extract has the first."""
 
 
 @dataclass
@@ -34,8 +36,8 @@ class DistillArgs:
     """Where the photographs are; default: where RUN says they were."""
     device: str = "auto"
     """Of teacher and lift: auto, cpu, cuda or cuda:N."""
-    report: tyro.conf.FlagCreatePairsOff[bool] = True
-    """--no-report writes no report.html."""
+    report: bool = True
+    """Write report.html anew at the end."""
     quiet: Flag = False
     """No progress bar and no summary."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -47,15 +49,19 @@ def main(argv: list[str]) -> None:
     args = tyro.cli(DistillArgs, args=with_short_flags(argv), prog="featuresplat distill")
     run = given("distill", args.run, "the folder of a run", "runs/NAME --teacher offline")
     from featuresplat.fields import distill
+    from featuresplat.io.atomic import check_folder
     from featuresplat.scene import Scene
 
+    check_ranges(args.teacher, "teacher.")
     names = distill.teacher_names(args.teacher)
     distill.check(names, args.field)
     scene = Scene.load(run)
-    if args.out is not None and args.out.exists() and any(args.out.iterdir()):
-        raise FeaturesplatError(f"{args.out}: is not empty.", "Give the name of a new folder.")
+    if args.out is not None and args.out.exists() and (args.out.is_file() or any(args.out.iterdir())):
+        what = "is a file" if args.out.is_file() else "is not empty"
+        raise FeaturesplatError(f"{args.out}: {what}.", "Give the name of a new folder.")
+    check_folder(args.out or run)
+    from featuresplat.devices import usable_device
     from featuresplat.evaluate import dataset_of
-    from featuresplat.render import usable_device
 
     device = usable_device(args.device)
     if args.scene is not None:
@@ -79,10 +85,10 @@ def main(argv: list[str]) -> None:
         print(f"run   {out}")
 
 
-def with_short_flags(argv: list[str]) -> list[str]:
-    """The arguments with short forms of flags written out."""
+def with_short_flags(argv: list[str], known: Iterable[str] = SHORT) -> list[str]:
+    """The arguments with the known short forms of flags written out."""
     out = []
     for arg in argv:
         flag, equals, value = arg.partition("=")
-        out.append(SHORT.get(flag, flag) + equals + value)
+        out.append((SHORT[flag] if flag in known else flag) + equals + value)
     return out

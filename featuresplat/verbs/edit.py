@@ -55,8 +55,8 @@ def run(
             "edit: expected a sentence, a file of edits or --remove, got nothing",
             f'Say what to do: featuresplat edit {run} "remove the mug".',
         )
+    from featuresplat.devices import usable_device
     from featuresplat.edit import edit_run, plans_of, target_folder
-    from featuresplat.render import usable_device
     from featuresplat.scene import Scene
 
     place = target_folder(folder, out, overwrite)

@@ -34,8 +34,8 @@ def run(
         quiet: No progress bar.
     """
     folder = given("eval", run, "the folder of a run", "runs/NAME")
+    from featuresplat.devices import usable_device
     from featuresplat.evaluate import evaluate as measure
-    from featuresplat.render import usable_device
 
     how = {"masks": masks, "field": field, "gaussians": gaussians, "objects": objects, "compete": compete}
     bar = None if quiet else progress

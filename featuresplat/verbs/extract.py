@@ -10,6 +10,8 @@ import tyro
 
 from featuresplat.config import DataConfig
 from featuresplat.config_fields import TeacherConfig
+from featuresplat.config_ranges import check_ranges
+from featuresplat.errors import FeaturesplatError
 from featuresplat.verbs._shared import Flag, given
 from featuresplat.verbs._shared import progress as progress_bar
 from featuresplat.verbs.distill import with_short_flags
@@ -19,7 +21,10 @@ ORDER = 12
 
 @dataclass
 class ExtractArgs:
-    """Make a teacher's maps of a scene's photographs, and keep them in the cache that train and distill look into."""
+    """Make a teacher's maps of a scene's photographs, and keep them in the cache that train and distill look into.
+
+    Short form: --teacher NAME.
+    """
 
     scene: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SCENE", help_behavior_hint="")] = ""
     """A run folder, or a scene of any layout that train reads."""
@@ -37,15 +42,19 @@ class ExtractArgs:
 
 def main(argv: list[str]) -> None:
     """Make a teacher's maps of a scene's photographs, and keep them."""
-    args = tyro.cli(ExtractArgs, args=with_short_flags(argv), prog="featuresplat extract")
+    args = tyro.cli(ExtractArgs, args=with_short_flags(argv, ["--teacher"]), prog="featuresplat extract")
     source = given("extract", args.scene, "a run folder or the folder of a scene", "SCENE --teacher sam")
     from featuresplat import teachers
     from featuresplat.config_fields import FieldConfig
     from featuresplat.datasets import load_dataset
+    from featuresplat.devices import usable_device
     from featuresplat.fields import distill
     from featuresplat.fields.extract import extract
-    from featuresplat.render import usable_device
 
+    if args.channels < 0:
+        raise FeaturesplatError(f"channels: expected at least 0, got {args.channels}", "0 keeps all channels.")
+    check_ranges(args.teacher, "teacher.")
+    check_ranges(args.data, "data.")
     names = distill.teacher_names(args.teacher)
     config = FieldConfig(cache=args.cache, cache_channels=args.channels)
     device = usable_device(args.device)

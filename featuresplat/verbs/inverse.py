@@ -58,10 +58,12 @@ def run(
     settings = load_config(config)
     if settings.mode != "inverse":
         raise FeaturesplatError(f"config: '{config}' is of mode {settings.mode}", "Use a preset of mode inverse.")
+    if out is not None and out.resolve() == folder.resolve():
+        raise FeaturesplatError(f"{out}: is the run itself", "Give another folder with --out.")
     settings = replace(
         settings,
         out=out or folder.resolve().with_name(folder.resolve().name + "-inverse"),
-        steps=steps or settings.steps,
+        steps=settings.steps if steps is None else steps,
         data=scene.config.data,
         model=replace(settings.model, sh_degree=scene.gaussians.sh_degree, budget=len(scene.gaussians)),
         inverse=replace(settings.inverse, start=folder.resolve(), stages=STAGES),

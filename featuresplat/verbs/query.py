@@ -63,8 +63,8 @@ def run(
         quiet: No progress bar.
     """
     folder = given("query", run, "the folder of a run", 'runs/NAME "red mug"')
+    from featuresplat.devices import usable_device
     from featuresplat.query import Prompt, query_scene, views_of
-    from featuresplat.render import usable_device
     from featuresplat.scene import Scene
 
     points = tuple((x, y, 1) for x, y in point) + tuple((x, y, 0) for x, y in not_point)

@@ -189,7 +189,9 @@ def test_two_teachers_over_one_code_save_it_once(run, data, tmp_path, monkeypatc
         (["--teacher", "precomputed"], "expected the folder of maps"),
         (["--teacher", "precomputed,clip"], "share one code, which has to be trained"),
         (["--teacher", "precomputed", "--field.decoder", "mlp"], "an MLP has to be trained"),
-        (["--teacher", "precomputed", "--dim", "-1"], "expected dim and steps of 0 or more"),
+        (["--teacher", "precomputed", "--dim", "-1"], "field.dim: expected at least 0, got -1"),
+        (["--teacher", "precomputed", "--field.lr", "-1"], "field.lr: expected at least 0, got -1.0"),
+        (["--teacher", "precomputed", "--teacher.size", "-1"], "teacher.size: expected at least 0, got -1"),
     ],
 )
 def test_mistakes_are_told_before_any_work(run, arguments, words, capsys):
@@ -211,6 +213,25 @@ def test_photographs_of_another_scene_are_told(run, data):
     scene.cameras.names = ("view_000.png", "elsewhere.png", *scene.cameras.names[2:])
     with pytest.raises(FeaturesplatError, match=r"'elsewhere\.png' and 0 more of the scene's views"):
         distill(scene, load_dataset(data / "scene"), TeacherConfig("precomputed", data / "maps"))
+
+
+def test_a_field_goes_into_a_new_folder_only(run, data, tmp_path, capsys):
+    (tmp_path / "letter.txt").write_text("dear")
+    teacher = ["--teacher", "precomputed", "--teacher.path", str(data / "maps")]
+    for place, words in ((tmp_path, "is not empty"), (tmp_path / "letter.txt", "letter.txt: is a file")):
+        assert main(["distill", str(run), *teacher, "--out", str(place)]) == 2
+        assert words in capsys.readouterr().err
+    assert main(["distill", str(run), *teacher, "--out", str(tmp_path / "letter.txt" / "x")]) == 2
+    assert "in the place of the file" in capsys.readouterr().err
+    assert (tmp_path / "letter.txt").read_text() == "dear"
+
+
+def test_extract_tells_of_numbers_that_make_no_sense(data, capsys):
+    scene = ["extract", str(data / "scene"), "--teacher", "precomputed", "--teacher.path", str(data / "maps")]
+    assert main([*scene, "--channels", "-1"]) == 2
+    assert "channels: expected at least 0, got -1" in capsys.readouterr().err
+    assert main([*scene, "--data.max-pixels", "0"]) == 2
+    assert "data.max_pixels: expected at least 1, got 0" in capsys.readouterr().err
 
 
 def test_extract_of_maps_that_are_files_already(data, capsys):

@@ -13,7 +13,14 @@ import pytest
 
 from featuresplat.errors import FeaturesplatError
 from featuresplat.io import atomic
-from featuresplat.io.atomic import atomic_path, atomic_write_bytes, atomic_write_json, atomic_write_text
+from featuresplat.io.atomic import (
+    atomic_path,
+    atomic_write_bytes,
+    atomic_write_json,
+    atomic_write_text,
+    check_folder,
+    make_folder,
+)
 from featuresplat.io.safe_paths import inside
 
 
@@ -83,6 +90,22 @@ def test_a_folder_in_the_way(tmp_path):
     for path in (tmp_path / "a", tmp_path / "b" / "c.txt"):
         with pytest.raises(FeaturesplatError, match="in the place of the file"):
             atomic_write_text(path, "x")
+
+
+def test_a_folder_is_looked_at_before_long_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    check_folder(tmp_path)
+    check_folder(tmp_path / "not" / "yet" / "there")
+    assert not (tmp_path / "not").exists()
+    for place in ("file", "file/below/it"):
+        with pytest.raises(FeaturesplatError, match="in the place of the file"):
+            check_folder(tmp_path / place)
+        with pytest.raises(FeaturesplatError, match="in the place of the file"):
+            make_folder(tmp_path / place)
+    monkeypatch.setattr(atomic.os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(FeaturesplatError, match="no permission to write there"):
+        check_folder(tmp_path / "new")
+    assert make_folder(tmp_path / "a" / "b").is_dir()
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path):

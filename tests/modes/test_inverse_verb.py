@@ -82,6 +82,8 @@ def said(capsys, *command: str) -> str:
 
 def test_it_does_not_write_over_a_run(static, preset, run, capsys):
     assert "holds a run" in said(capsys, "inverse", str(static), "--config", str(preset))
+    itself = ["--out", str(static), "--overwrite"]
+    assert "is the run itself" in said(capsys, "inverse", str(static), "--config", str(preset), *itself)
     assert "no checkpoint" in said(
         capsys, "inverse", str(static), "--config", str(preset), "--out", str(run.with_name("none")), "--resume"
     )
@@ -90,6 +92,7 @@ def test_it_does_not_write_over_a_run(static, preset, run, capsys):
 def test_runs_that_it_cannot_start_from(static, preset, run, tmp_path, capsys):
     assert "expected a run of mode static, got one of mode inverse" in said(capsys, "inverse", str(run))
     assert "of mode static" in said(capsys, "inverse", str(static), "--config", "fast")
+    assert "steps: expected at least 1, got 0" in said(capsys, "inverse", str(static), "--steps", "0")
     assert "expected the folder of a finished run" in said(capsys, "inverse")
     assert said(capsys, "inverse", str(tmp_path / "nowhere"))
     scene = Scene.load(static)

@@ -119,6 +119,8 @@ def test_folder_names_of_phrases():
         (["--box", "9", "9", "9", "9", "--view", "view_00"], "covers nothing"),
         (["--point", "3", "4", "--view", "nowhere"], "none called 'nowhere'"),
         (["red ball", "--field", "clip"], "none called 'clip'"),
+        (["red ball", "--threshold", "nan"], "threshold: expected 0 to 1"),
+        (["red ball", "--threshold", "7"], "threshold: expected 0 to 1"),
         (["red ball", "--save", "x.obj"], "x.obj"),
         (["background", "--save", "y.ply"], "no Gaussian is selected"),
     ],

@@ -54,6 +54,8 @@ def test_nothing_is_overwritten_silently(run, tmp_path, capsys):
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     assert edit(run, "--remove", "blue box", "--out", tmp_path / "mine", "--overwrite") == 2
     assert (tmp_path / "mine" / "letter.txt").is_file()
+    assert edit(run, "--remove", "blue box", "--out", tmp_path / "mine" / "letter.txt" / "out") == 2
+    assert "in the place of the file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,9 @@ def test_what_cannot_be_learned_or_found(world, asked):
     scene = world[0]
     with pytest.raises(FeaturesplatError, match="two masks"):
         affinity.train(scene, lambda name: [], steps=2)
+    for size in ({"dim": 0}, {"steps": 0}, {"dim": -1}):
+        with pytest.raises(FeaturesplatError, match="dim and steps of at least 1"):
+            affinity.train(scene, lambda name: [], **size)
     with pytest.raises(FeaturesplatError, match="none of affinity"):
         instances.find(asked, field="truth")
 
