@@ -10,6 +10,7 @@ from torch import Tensor
 
 from featuresplat.errors import FeaturesplatError
 from featuresplat.evaluate import dataset_of
+from featuresplat.io.atomic import check_folder
 from featuresplat.prompts import affinity
 from featuresplat.scene import Scene
 
@@ -35,10 +36,11 @@ def train_affinity(
 
     Raises:
         FeaturesplatError: no such run, its photographs are gone, no such maker of masks or its package is missing,
-            no view has two masks.
+            no view has two masks, the run cannot be written.
     """
     maker = _maker(masks, weights, device)
     scene = Scene.load(run)
+    check_folder(run)
     dataset = dataset_of(scene)
     names = list(dataset.cameras.names)
     count = 0

@@ -10,10 +10,11 @@ from featuresplat.errors import FeaturesplatError
 
 ANY, FRACTION, POSITIVE = (-math.inf, math.inf), (0, 1), (5e-324, math.inf)
 COUNT, SOME = (0, math.inf), (1, math.inf)
+INT64 = (-(2**63), 2**63 - 1)
 
 RANGES: dict[str, tuple[float, float]] = {
     "steps": SOME,
-    "seed": (-(2**63), 2**63 - 1),
+    "seed": INT64,
     "eval_views": COUNT,
     "eval_every": SOME,
     "checkpoint_every": SOME,
@@ -40,6 +41,17 @@ RANGES: dict[str, tuple[float, float]] = {
     "densify.noise": COUNT,
     "densify.reset_every": COUNT,
     "exposure.regularise": COUNT,
+    "dynamic.nodes": SOME,
+    "dynamic.most_nodes": SOME,
+    "dynamic.follow": SOME,
+    "dynamic.fit_steps": COUNT,
+    "dynamic.moving": SOME,
+    "dynamic.rigidity": COUNT,
+    "dynamic.smoothness": COUNT,
+    "dynamic.mask": COUNT,
+    "dynamic.grid_smoothness": COUNT,
+    "inverse.pixels": SOME,
+    "inverse.normal_gradient": FRACTION,
     "teacher.size": COUNT,
     "teacher.edges": COUNT,
     "field.dim": COUNT,
@@ -47,7 +59,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "field.cache_channels": COUNT,
     "field.memory": POSITIVE,
 }
-"""Least and greatest value by dotted name; what is not named may be any finite number, a learning rate none below 0."""
+"""Least and greatest value by dotted name; what is not named may be any finite number, but no rate or weight below 0."""
 
 
 def check_ranges(config: Any, part: str = "") -> None:
@@ -61,7 +73,7 @@ def check_ranges(config: Any, part: str = "") -> None:
         if dataclasses.is_dataclass(value):
             check_ranges(value, f"{name}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            least, most = RANGES.get(name, COUNT if name.endswith("lr") else ANY)
+            least, most = RANGES.get(name, COUNT if name.endswith(("_lr", ".lr", "_weight")) else ANY)
             if (isinstance(value, float) and not math.isfinite(value)) or not least <= value <= most:
                 raise FeaturesplatError(f"{name}: expected {_words(least, most)}, got {value}", _remedy(name, entry))
 
@@ -71,6 +83,8 @@ def _words(least: float, most: float) -> str:
         return "a number above 0"
     if (least, most) == ANY:
         return "a finite number"
+    if (least, most) == INT64:
+        return "a whole number of 64 bits"
     if most == math.inf:
         return f"at least {least:g}"
     return f"{least:g} to {most:g}"

@@ -224,7 +224,9 @@ def _finish_frames(frames: list[Frame], config: DataConfig) -> None:
         raise FeaturesplatError(f"the image {twice} is listed more than once.", "Remove all but one of its entries.")
     folder = config.depths
     if folder is not None and not folder.is_dir():
-        raise FeaturesplatError(f"{folder}: there is no such folder of depth maps.", "Check --data.depths.")
+        raise FeaturesplatError(
+            f"{folder}: there is no such folder of depth maps.", "Check --data.depths, or --priors.depth."
+        )
     for frame in frames:
         if config.masks == "none":
             frame.mask_path = None
