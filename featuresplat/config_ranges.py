@@ -59,7 +59,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "field.cache_channels": COUNT,
     "field.memory": POSITIVE,
 }
-"""Least and greatest value by dotted name; what is not named may be any finite number, but no rate or weight below 0."""
+"""Least and greatest value by dotted name. Others may be any finite number, rates and weights none below 0."""
 
 
 def check_ranges(config: Any, part: str = "") -> None:
