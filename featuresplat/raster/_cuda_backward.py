@@ -21,7 +21,7 @@ from featuresplat.types import RasterMeta
 
 _GEOMETRY = ("means", "quats", "scales", "opacities", "viewmats")
 _FIXED_FLOATS = 12
-"""Floats that a splat receives before those of feature channels; see backward.cu."""
+"""Floats that a splat receives before those of feature channels; see backward.cuh."""
 
 
 def gradients(
@@ -111,7 +111,7 @@ class _Backward:
             transpose(self.frame, inputs, self.v_features, 1, out["features"], None, self.frame.last)
 
     def _sums(self, colored: bool, channels: int, wide: bool, moves: bool, features_move: bool) -> Tensor:
-        """Queue the pass over the tiles: what each splat receives, [splats, floats]; see backward.cu."""
+        """Queue the pass over the tiles: what each splat receives, [splats, floats]; see backward.cuh."""
         f, inputs = self.frame, self.inputs
         width = _FIXED_FLOATS + -(-channels // 4) * 4
         rows = inputs.features
@@ -135,7 +135,7 @@ class _Backward:
         constants |= options.backward_shape(constants, f.gpu.shared_limit, dim)
         shared, warps = options.backward_shared_bytes(constants), constants["WARPS"]
         grid = f.all_tiles * 8 // warps
-        f.launch("blend_backward", "backward.cu", "BackwardArgs", grid, 32 * warps, values, constants, shared)
+        f.launch("blend_backward", "backward.cuh", "BackwardArgs", grid, 32 * warps, values, constants, shared)
         if hit_ends is None:
             return sums
         out = f.empty("the gradients of splats", (f.splat_capacity, width))

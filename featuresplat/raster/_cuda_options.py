@@ -79,7 +79,7 @@ def backward_shape(constants: dict[str, int], shared_limit: int, dim: int) -> di
 
 
 def backward_shared_bytes(c: dict[str, int]) -> int:
-    """Size of ``WARPS`` times ``Warp`` in backward.cu."""
+    """Size of ``WARPS`` times ``Warp`` in backward.cuh."""
     group, channels, weights = c["GROUP"], c["CHANNELS"], c["COLORS"] or c["CHANNELS"]
     slots = 128 if group > 32 else 64
     matrices = (12 + channels + 15) // 16

@@ -178,8 +178,9 @@ def _build(source: Path, digest: str, options: list[str], sanitize: bool) -> Pat
 
 @cache
 def _runtime(sanitize: bool) -> ctypes.CDLL:
-    digest = hashlib.sha256((EMULATOR / "shim.cpp").read_bytes() + (EMULATOR / "shim.h").read_bytes()).hexdigest()
-    path = _build(EMULATOR / "shim.cpp", digest, ["-O2"] if not sanitize else [], sanitize)
+    digest = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(EMULATOR.iterdir()))).hexdigest()
+    options = [*([] if sanitize else ["-O2"]), str(EMULATOR / "fragments.cpp")]
+    path = _build(EMULATOR / "shim.cpp", digest, options, sanitize)
     lib = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     lib.fs_shim_error.restype = ctypes.c_char_p
     pointer, i64 = ctypes.c_void_p, ctypes.c_int64

@@ -1,18 +1,11 @@
-// The emulator behind shim.h: fibers, barriers, collectives, matrix fragments. Built once, without the kernels.
-#include "shim.h"
-
+// The emulator behind shim.h: whose turn it is, barriers, collectives, copies. Built once, without the kernels.
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#include <mutex>
-#include <string>
-#include <vector>
+#include "machine.h"
 
-#if !defined(__x86_64__)
-#include <ucontext.h>
-#endif
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -28,114 +21,6 @@ int64_t block_serial = 0;
 
 namespace {
 
-// ---- fibers ------------------------------------------------------------------------------------------------------------
-#if defined(__SANITIZE_ADDRESS__)
-constexpr size_t stack_bytes = 512 * 1024;
-#else
-constexpr size_t stack_bytes = 128 * 1024;
-#endif
-
-#if defined(__x86_64__)
-struct Context {
-  void* sp = nullptr;
-};
-// Saves the registers that a call keeps on the stack, stores the stack pointer, and goes on where `to` left off.
-extern "C" void fs_shim_switch(void** from, void* to);
-asm(R"(
-.text
-.p2align 4
-.hidden fs_shim_switch
-.globl fs_shim_switch
-.type fs_shim_switch, @function
-fs_shim_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size fs_shim_switch, .-fs_shim_switch
-)");
-void prepare(Context& context, char* stack, void (*entry)()) {
-  // As if `entry` had been called with a return address of 0: below that, where to go, and six registers.
-  void** top = reinterpret_cast<void**>(stack + stack_bytes) - 1;
-  *top = nullptr;
-  *--top = reinterpret_cast<void*>(entry);
-  for (int i = 0; i < 6; ++i) *--top = nullptr;
-  context.sp = top;
-}
-void change(Context& from, Context& to) { fs_shim_switch(&from.sp, to.sp); }
-#else
-struct Context {
-  ucontext_t u{};
-};
-void prepare(Context& context, char* stack, void (*entry)()) {
-  getcontext(&context.u);
-  context.u.uc_stack.ss_sp = stack;
-  context.u.uc_stack.ss_size = stack_bytes;
-  context.u.uc_link = nullptr;
-  makecontext(&context.u, entry, 0);
-}
-void change(Context& from, Context& to) { swapcontext(&from.u, &to.u); }
-#endif
-
-enum State : unsigned char { ready, in_warp, in_block, done };
-
-struct Copy {
-  void* dst;
-  const void* src;
-  int size, read;
-};
-
-struct Thread {
-  Index index{};
-  Context context;
-  State state = done;
-  Op op = op_sync;
-  Site site{};
-  int predicate = 0;
-  std::vector<std::vector<Copy>> copies;  // the last group is open
-#if defined(__SANITIZE_ADDRESS__)
-  void* fake_stack = nullptr;
-#endif
-};
-
-struct Warp {
-  uint32_t runnable = 0;  // lanes
-  int arrived = 0, parity = 0;
-  Slot slots[2][32];
-};
-
-struct Machine {
-  std::mutex mutex;
-  char* stacks = nullptr;
-  size_t stack_count = 0;
-  std::vector<Thread> threads;
-  std::vector<Warp> warps;
-  void (*kernel)(void**) = nullptr;
-  void** arguments = nullptr;
-  Context main;
-  Thread* running = nullptr;
-  int barrier_result = 0;
-  bool failed = false;
-  std::string error;
-  int order = 0;  // 0 ascending, 1 descending, 2 shuffled
-  uint64_t random = 0;
-#if defined(__SANITIZE_ADDRESS__)
-  const void* main_bottom = nullptr;
-  size_t main_size = 0;
-  void* main_fake = nullptr;
-#endif
-};
 Machine m;
 
 char* stack_of(const Thread& t) { return m.stacks + stack_bytes * (&t - m.threads.data()); }
@@ -325,37 +210,6 @@ bool reserve_stacks(size_t count) {
   return m.stacks != nullptr;
 }
 
-float truncate_tf32(uint32_t bits) { return fs_uint_as_float(bits & ~0x1fffu); }
-
-struct MmaSlot {
-  uint32_t a[4], b[2];
-  float c[4];
-};
-
-// d = a b + c for a warp, given readers of its fragments.
-template <int K, class ReadA, class ReadB> void multiply(Slot* slots, ReadA read_a, ReadB read_b) {
-  float a[16][K], b[K][8], d[16][8];
-  for (int lane = 0; lane < 32; ++lane) {
-    MmaSlot s;
-    memcpy(&s, slots[lane].bytes, sizeof(s));
-    const int g = lane / 4, t = lane % 4;
-    read_a(a, s, g, t);
-    read_b(b, s, g, t);
-    d[g][2 * t] = s.c[0], d[g][2 * t + 1] = s.c[1];
-    d[g + 8][2 * t] = s.c[2], d[g + 8][2 * t + 1] = s.c[3];
-  }
-  for (int row = 0; row < 16; ++row) {
-    for (int k = 0; k < K; ++k) {
-      for (int column = 0; column < 8; ++column) d[row][column] += a[row][k] * b[k][column];
-    }
-  }
-  for (int lane = 0; lane < 32; ++lane) {
-    const int g = lane / 4, t = lane % 4;
-    const float out[4] = {d[g][2 * t], d[g][2 * t + 1], d[g + 8][2 * t], d[g + 8][2 * t + 1]};
-    memcpy(slots[lane].bytes, out, sizeof(out));
-  }
-}
-
 }  // namespace
 
 void poison_shared(void* bytes, int64_t size) { poison(bytes, size); }
@@ -442,88 +296,6 @@ void copy_wait(int groups) {
     }
   }
   copies.erase(copies.begin(), copies.begin() + (committed - groups));
-}
-
-template <class Unpack> void multiply_pairs(Slot* slots, Unpack unpack) {
-  multiply<16>(
-      slots,
-      [unpack](float (&a)[16][16], const MmaSlot& s, int g, int t) {
-        for (int i = 0; i < 4; ++i) {
-          const int row = g + 8 * (i & 1), column = 2 * t + 8 * (i >> 1);
-          unpack(s.a[i], a[row][column], a[row][column + 1]);
-        }
-      },
-      [unpack](float (&b)[16][8], const MmaSlot& s, int g, int t) {
-        for (int i = 0; i < 2; ++i) unpack(s.b[i], b[2 * t + 8 * i][g], b[2 * t + 8 * i + 1][g]);
-      });
-}
-
-void finish_mma_f16(Slot* slots, int) {
-  multiply_pairs(slots, [](uint32_t pair, float& lo, float& hi) { fs_unpack_f16(pair, lo, hi); });
-}
-
-void finish_mma_bf16(Slot* slots, int) {
-  multiply_pairs(slots, [](uint32_t pair, float& lo, float& hi) { fs_unpack_bf16(pair, lo, hi); });
-}
-
-void finish_mma_tf32(Slot* slots, int) {
-  multiply<8>(
-      slots,
-      [](float (&a)[16][8], const MmaSlot& s, int g, int t) {
-        for (int i = 0; i < 4; ++i) a[g + 8 * (i & 1)][t + 4 * (i >> 1)] = truncate_tf32(s.a[i]);
-      },
-      [](float (&b)[8][8], const MmaSlot& s, int g, int t) {
-        for (int i = 0; i < 2; ++i) b[t + 4 * i][g] = truncate_tf32(s.b[i]);
-      });
-}
-
-void finish_ldmatrix(Slot* slots, int argument) {
-  const int matrices = argument & 0xff;
-  const bool transposed = (argument >> 8) != 0;
-  uint32_t out[32][4];
-  for (int matrix = 0; matrix < matrices; ++matrix) {
-    uint16_t rows[8][8];
-    for (int row = 0; row < 8; ++row) {
-      const void* address;
-      memcpy(&address, slots[8 * matrix + row].bytes, sizeof(address));
-      memcpy(rows[row], address, sizeof(rows[row]));
-    }
-    for (int lane = 0; lane < 32; ++lane) {
-      const int g = lane / 4, t = lane % 4;
-      const uint16_t lo = transposed ? rows[2 * t][g] : rows[g][2 * t];
-      const uint16_t hi = transposed ? rows[2 * t + 1][g] : rows[g][2 * t + 1];
-      out[lane][matrix] = lo | static_cast<uint32_t>(hi) << 16;
-    }
-  }
-  for (int lane = 0; lane < 32; ++lane) memcpy(slots[lane].bytes, out[lane], 4 * static_cast<size_t>(matrices));
-}
-
-uint16_t half_from_float(float x) {
-  const uint32_t bits = fs_float_as_uint(x), magnitude = bits & 0x7fffffffu;
-  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
-  if (magnitude > 0x7f800000u) return sign | 0x7fffu;            // NaN
-  if (magnitude >= 0x477ff000u) return sign | 0x7c00u;           // rounds to infinity
-  if (magnitude < 0x33000001u) return sign;                      // at most half of the smallest subnormal
-  if (magnitude < 0x38800000u) {                                 // subnormal: value in units of 2^-24, to nearest even
-    const int shift = 126 - static_cast<int>(magnitude >> 23);
-    const uint32_t mantissa = (magnitude & 0x7fffffu) | 0x800000u;
-    const uint32_t rest = mantissa & ((1u << shift) - 1), half = 1u << (shift - 1);
-    uint32_t value = mantissa >> shift;
-    value += rest > half || (rest == half && (value & 1));
-    return static_cast<uint16_t>(sign | value);
-  }
-  const uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1);
-  return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
-}
-
-float float_from_half(uint16_t h) {
-  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16, exponent = h >> 10 & 31u, mantissa = h & 0x3ffu;
-  if (exponent == 31) return fs_uint_as_float(sign | 0x7f800000u | mantissa << 13);
-  if (exponent == 0) {
-    const float value = static_cast<float>(mantissa) * 5.9604644775390625e-8f;  // 2^-24
-    return sign != 0 ? -value : value;
-  }
-  return fs_uint_as_float(sign | (exponent + 112) << 23 | mantissa << 13);
 }
 
 }  // namespace fs_shim
