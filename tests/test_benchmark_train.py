@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+from benchmark_scripts import FOLDER, load
 
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("benchmark_train", BENCHMARKS / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_train"] = module
-    sys.path.insert(0, str(BENCHMARKS))
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(BENCHMARKS))
+    return load("train")
 
 
 def look(step: int, psnr: float) -> dict:
@@ -59,7 +47,7 @@ def test_the_log_is_followed_line_by_line(bench, tmp_path):
 
 def test_training_on_the_demo(bench, tmp_path, capsys):
     file = tmp_path / "rows.json"
-    scene = BENCHMARKS.parent / "data" / "demo"
+    scene = FOLDER.parent / "data" / "demo"
     arguments = [str(scene), "--config", "draft", "--steps", "4", "--look", "2", "--downscale", "8", "--views", "2"]
     assert bench.main([*arguments, "--json", str(file), "--target", "5", "--device", "cpu"]) == 0
     report = json.loads(file.read_text())

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-HERE = Path(__file__).resolve().parents[1] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def _import_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(HERE))
+from benchmark_scripts import FOLDER, load
 
 
 def row(contender: str, name: str, dim: int, ms: float, **more) -> dict:
@@ -26,7 +18,7 @@ def row(contender: str, name: str, dim: int, ms: float, **more) -> dict:
 
 
 def test_reports_of_two_processes_make_one_table(tmp_path, capsys):
-    gpu_speed = importlib.import_module("gpu_speed")
+    gpu_speed = load("gpu_speed")
     first = {"commit": "abc", "rows": [row("ours", "forward", 32, 2.0), row("theirs", "forward", 32, 5.0)]}
     second = {"commit": "xyz", "latency_us": {"ours": {"forward": 250.0}}}
     second["rows"] = [row("ours", "forward", 3, 1.0), {"contender": "theirs", "pass": "forward", "D": 3, "failed": "x"}]
@@ -46,7 +38,7 @@ def test_reports_of_two_processes_make_one_table(tmp_path, capsys):
 
 
 def test_needs_a_gpu(monkeypatch, capsys):
-    gpu_speed = importlib.import_module("gpu_speed")
+    gpu_speed = load("gpu_speed")
     monkeypatch.setattr(gpu_speed.torch.cuda, "is_available", lambda: False)
     assert gpu_speed.main([]) == 2
     assert "needs an NVIDIA GPU" in capsys.readouterr().err
@@ -63,7 +55,7 @@ NCU = """==PROF== Connected to process 1
 
 
 def test_ncu_is_read(tmp_path):
-    gpu_ncu = importlib.import_module("gpu_ncu")
+    gpu_ncu = load("gpu_ncu")
     (tmp_path / "ncu.csv").write_text(NCU)
     rows = gpu_ncu.read(str(tmp_path / "ncu.csv"))
     assert len(rows) == 3
@@ -74,7 +66,7 @@ def test_ncu_is_read(tmp_path):
 
 
 def test_gsplat_keeps_the_channels_that_are_measured(tmp_path):
-    gpu_gsplat = importlib.import_module("gpu_gsplat")
+    gpu_gsplat = load("gpu_gsplat")
     instances = "\n".join(f"__INS__({n})" for n in (1, 3, 4, 16, 17, 32, 64, 128, 256, 512, 513))
     launches = instances.replace("__INS__", "    __LAUNCH_KERNEL__")
     measured, other = "launch_rasterize_to_pixels_3dgs_fwd_kernel<N>", "launch_rasterize_to_pixels_2dgs_fwd_kernel<N>"
@@ -98,7 +90,7 @@ def test_gsplat_keeps_the_channels_that_are_measured(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32" or shutil.which("bash") is None, reason="needs bash")
 def test_gpu_check_is_a_script_and_knows_its_parts(tmp_path):
-    script = HERE / "gpu_check.sh"
+    script = FOLDER / "gpu_check.sh"
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
     env = {
         "PATH": "/usr/bin:/bin",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -73,21 +74,31 @@ def epipolar_evidence(film: Film) -> np.ndarray:
 
 def _one_way(film: Film, t: int, sign: int, texture: np.ndarray) -> np.ndarray:
     """[H, W] evidence from the frames after (or before) frame t; 0 where there are none."""
+    found = np.zeros(film.images.shape[1:3], np.float32)
+    for at, way, good in ways(film, t, sign, STEPS):
+        off, worse = epipolar_error(film, t, at, way, texture)
+        far = off / (EPIPOLAR + DRIFT * np.linalg.norm(way, axis=-1))
+        found = np.maximum(found, np.where(good, np.clip(np.minimum(far, worse / WORSE) / 2, 0, 1), 0))
+    return found
+
+
+def ways(film: Film, t: int, sign: int, steps: Collection[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Frame t against those so many steps after it, or before it for sign -1, as far as the film goes.
+
+    Yields:
+        The other frame, the way [H, W, 2] in pixels that the flow leads there, and where it is to be believed [H, W].
+    """
     height, width = film.images.shape[1:3]
-    found = np.zeros((height, width), np.float32)
     way, good, at = np.zeros((height, width, 2), np.float32), np.ones((height, width), bool), t
-    for step in range(1, max(STEPS) + 1):
+    for step in range(1, max(steps) + 1):
         if not 0 <= at + sign < len(film):
-            break
+            return
         flow, steady = step_of(film, at, sign)
-        good &= warp(steady.astype(np.float32), way) > 0.5
+        good = good & (warp(steady.astype(np.float32), way) > 0.5)
         way = way + warp(flow, way)
         at += sign
-        if step in STEPS:
-            off, worse = epipolar_error(film, t, at, way, texture)
-            far = off / (EPIPOLAR + DRIFT * np.linalg.norm(way, axis=-1))
-            found = np.maximum(found, np.where(good, np.clip(np.minimum(far, worse / WORSE) / 2, 0, 1), 0))
-    return found
+        if step in steps:
+            yield at, way, good
 
 
 def epipolar_error(

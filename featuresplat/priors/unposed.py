@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from featuresplat.errors import FeaturesplatError
-from featuresplat.priors.film import LONGEST, Film, opencv, structure, warp
-from featuresplat.priors.motion import WORSE, cleaned, spread, step_of
+from featuresplat.priors.film import LONGEST, Film, opencv, structure
+from featuresplat.priors.motion import WORSE, cleaned, spread, ways
 
 STEPS = (2, 5)
 """Frames apart at which pictures are compared."""
@@ -75,21 +75,12 @@ def moving(film: Film) -> np.ndarray:
 
 def _one_way(film: Film, t: int, sign: int, texture: np.ndarray) -> np.ndarray | None:
     """[H, W] evidence from the frames after (before) t; None where there are none."""
-    height, width = film.images.shape[1:3]
-    way, good, at = np.zeros((height, width, 2), np.float32), np.ones((height, width), bool), t
     found = None
-    for step in range(1, max(STEPS) + 1):
-        if not 0 <= at + sign < len(film):
-            break
-        flow, steady = step_of(film, at, sign)
-        good &= warp(steady.astype(np.float32), way) > 0.5
-        way = way + warp(flow, way)
-        at += sign
-        if step in STEPS:
-            off = epipolar_gap(way, good)
-            worse = np.sqrt(np.maximum(np.einsum("hwi,hwij,hwj->hw", off, texture, off), 0))
-            this = np.where(good, np.minimum(np.linalg.norm(off, axis=-1) / OFF, worse / WORSE) / 2, 0)
-            found = np.clip(this if found is None else np.maximum(found, this), 0, 1)
+    for _, way, good in ways(film, t, sign, STEPS):
+        off = epipolar_gap(way, good)
+        worse = np.sqrt(np.maximum(np.einsum("hwi,hwij,hwj->hw", off, texture, off), 0))
+        this = np.where(good, np.minimum(np.linalg.norm(off, axis=-1) / OFF, worse / WORSE) / 2, 0)
+        found = np.clip(this if found is None else np.maximum(found, this), 0, 1)
     return found
 
 
