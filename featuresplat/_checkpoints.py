@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from featuresplat.config import to_dict
+from featuresplat.config import TrainConfig, to_dict
+from featuresplat.densify import Strategy
 from featuresplat.errors import FeaturesplatError
 from featuresplat.io.checkpoint import (
     checkpoint_path,
@@ -17,61 +19,80 @@ from featuresplat.io.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-
-if TYPE_CHECKING:
-    from featuresplat.trainer import Trainer
+from featuresplat.modes import Mode
 
 FOLDER = "checkpoints"
 KEPT = 2  # the newest ones
 
 
-def save(trainer: Trainer) -> Path:
-    """Write the checkpoint of a training's present step; older ones than the last two go away."""
+@dataclass(frozen=True)
+class State:
+    """All that the remaining steps of a training depend on, but its configuration.
+
+    Attributes:
+        optimizer: of the mode's parameters.
+        extra_optimizer: of exposures and poses; None without them.
+        step: how many steps are done.
+        seconds: how long they took.
+        running: running means of loss and PSNR.
+    """
+
+    mode: Mode
+    optimizer: torch.optim.Optimizer
+    extra_optimizer: torch.optim.Optimizer | None
+    strategy: Strategy
+    generator: torch.Generator
+    step: int
+    seconds: float
+    running: dict[str, float]
+
+
+def save(folder: Path, state: State, config: TrainConfig) -> Path:
+    """Write the checkpoint of a run folder's present step; older ones than the last two go away."""
     tensors: dict[str, Any] = {
-        "params": {k: p.detach() for k, p in trainer.mode.gaussian_params.items()},
-        "extra_params": {k: p.detach() for k, p in trainer.mode.extra_params.items()},
-        "buffers": trainer.mode.buffers(),
-        "optimizer": _moments(trainer.optimizer),
-        "strategy": trainer.strategy.state_dict(),
-        "generator": {"state": trainer.generator.get_state()},
+        "params": {k: p.detach() for k, p in state.mode.gaussian_params.items()},
+        "extra_params": {k: p.detach() for k, p in state.mode.extra_params.items()},
+        "buffers": state.mode.buffers(),
+        "optimizer": _moments(state.optimizer),
+        "strategy": state.strategy.state_dict(),
+        "generator": {"state": state.generator.get_state()},
     }
-    if trainer.extra_optimizer:
-        tensors["extra"] = {g["name"]: g["params"][0].detach() for g in trainer.extra_optimizer.param_groups}
-        tensors["extra_optimizer"] = _moments(trainer.extra_optimizer)
-    meta = {"step": trainer.step_index, "seconds": trainer.seconds, "running": trainer.running}
-    meta["config"] = to_dict(trainer.config)
-    path = checkpoint_path(trainer.folder / FOLDER, trainer.step_index)
+    if state.extra_optimizer:
+        tensors["extra"] = {g["name"]: g["params"][0].detach() for g in state.extra_optimizer.param_groups}
+        tensors["extra_optimizer"] = _moments(state.extra_optimizer)
+    meta = {"step": state.step, "seconds": state.seconds, "running": state.running, "config": to_dict(config)}
+    path = checkpoint_path(folder / FOLDER, state.step)
     save_checkpoint(path, tensors, meta)
-    prune_checkpoints(trainer.folder / FOLDER, KEPT)
+    prune_checkpoints(folder / FOLDER, KEPT)
     return path
 
 
-def restore(trainer: Trainer) -> None:
-    """Put a training where its newest checkpoint left off.
+def restore(folder: Path, state: State, device: torch.device) -> State:
+    """The state that a run folder's newest checkpoint holds, in the objects of a training that has just begun.
 
     Raises:
         FeaturesplatError: there is none, or it cannot be read.
     """
-    path = latest_checkpoint(trainer.folder / FOLDER)
+    path = latest_checkpoint(folder / FOLDER)
     if path is None:
-        raise FeaturesplatError(f"{trainer.folder}: holds no checkpoint to resume from", "Leave --resume out.")
-    saved, mode = load_checkpoint(path), trainer.mode
+        raise FeaturesplatError(f"{folder}: holds no checkpoint to resume from", "Leave --resume out.")
+    saved, mode = load_checkpoint(path), state.mode
     for kind, params in (("params", mode.gaussian_params), ("extra_params", mode.extra_params)):
         for name, value in saved.tensors.get(kind, {}).items():
-            params[name] = torch.nn.Parameter(value.to(trainer.device))
+            params[name] = torch.nn.Parameter(value.to(device))
     everything = {**mode.gaussian_params, **mode.extra_params}
-    for group in trainer.optimizer.param_groups:
+    for group in state.optimizer.param_groups:
         group["params"] = [everything[group["name"]]]
     mode.load_buffers(saved.tensors.get("buffers", {}))
-    _restore_moments(trainer.optimizer, saved.tensors.get("optimizer", {}))
-    trainer.strategy.load_state_dict(saved.tensors.get("strategy", {}))
-    trainer.generator.set_state(saved.tensors["generator"]["state"])
-    if trainer.extra_optimizer:
-        for group in trainer.extra_optimizer.param_groups:
+    _restore_moments(state.optimizer, saved.tensors.get("optimizer", {}))
+    state.strategy.load_state_dict(saved.tensors.get("strategy", {}))
+    state.generator.set_state(saved.tensors["generator"]["state"])
+    if state.extra_optimizer:
+        for group in state.extra_optimizer.param_groups:
             group["params"][0].data.copy_(saved.tensors["extra"][group["name"]])
-        _restore_moments(trainer.extra_optimizer, saved.tensors.get("extra_optimizer", {}))
-    trainer.step_index, trainer.seconds = saved.meta["step"], saved.meta["seconds"]
-    trainer.running = dict(saved.meta["running"])
+        _restore_moments(state.extra_optimizer, saved.tensors.get("extra_optimizer", {}))
+    meta = saved.meta
+    return replace(state, step=meta["step"], seconds=meta["seconds"], running=dict(meta["running"]))
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:

@@ -114,7 +114,8 @@ class Trainer:
         self.running = {"loss": math.nan, "psnr": math.nan}
         self.stop_asked = False
         if config.resume:
-            _checkpoints.restore(self)
+            state = _checkpoints.restore(self.folder, self._state(), self.device)
+            self.step_index, self.seconds, self.running = state.step, state.seconds, state.running
 
     def _start_points(self, cameras: Cameras) -> PointCloud | None:
         """The data's points in the training frame; where it has none, points found by plane sweep."""
@@ -341,7 +342,13 @@ class Trainer:
 
     def save_checkpoint(self) -> Path:
         """Everything that the remaining steps depend on."""
-        return _checkpoints.save(self)
+        return _checkpoints.save(self.folder, self._state(), self.config)
+
+    def _state(self) -> _checkpoints.State:
+        return _checkpoints.State(
+            self.mode, self.optimizer, self.extra_optimizer, self.strategy, self.generator,
+            self.step_index, self.seconds, self.running,
+        )  # fmt: skip
 
     def _plan_memory(self) -> None:
         sizes = self.dataset.cameras.sizes
