@@ -19,6 +19,8 @@ from featuresplat.scene import Scene
 from featuresplat.viewer.app import App
 from featuresplat.viewer.cameras import warped
 from featuresplat.viewer.look import Look
+from featuresplat.viewer.markup import shortened
+from featuresplat.viewer.panels.select import LABEL
 
 pytestmark = pytest.mark.xdist_group("browser")
 VIEW = 0
@@ -273,7 +275,7 @@ def test_markup_stays_text(tab):
     tab.session.document.keep(nasty)
     tab.tab("Select")
     tab.settle()
-    tab.page.get_by_text(nasty, exact=True).first.wait_for()
+    tab.page.get_by_text(shortened(nasty, LABEL), exact=True).first.wait_for()
     tab.tab("Ask")
     tab.line(0).fill(nasty)
     tab.wait(lambda: tab.app.settled() and "<img" in tab.line(0).input_value())
