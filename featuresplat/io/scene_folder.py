@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -226,8 +227,16 @@ def _assemble(folder: Path, content: dict[str, Any]) -> SceneFolder:
         mode=str(content["mode"]),
         mode_state=read_tensors(files[MODE])[0] if MODE in files else None,
         info=dict(content["info"]),
-        units=dict(content["units"]),
+        units=_units(content["units"]),
     )
+
+
+def _units(stored: Any) -> dict[str, Any]:
+    units = dict(stored)
+    numbers = [float(v) for v in (*units["center"], units["scale"])]
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)) or numbers[3] <= 0:
+        raise ValueError(f"units: expected a center of three numbers and a scale above 0, got {units}")
+    return units
 
 
 def _read_fields(

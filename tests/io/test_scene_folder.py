@@ -292,6 +292,9 @@ def edit(scene, change) -> None:
         (lambda c: c["fields"].pop("dino"), "its fields use 3 of 8 feature columns"),
         (lambda c: c.update(fields=[]), "is not as featuresplat writes it"),
         (lambda c: c.pop("mode"), "is not as featuresplat writes it"),
+        (lambda c: c["units"].update(scale=0), "units: expected a center of three numbers and a scale above 0"),
+        (lambda c: c["units"].update(center=[0, 1]), "units: expected a center of three numbers"),
+        (lambda c: c.pop("units"), "is not as featuresplat writes it"),
     ],
 )
 def test_a_scene_json_that_was_tampered_with(scene, change, words):
