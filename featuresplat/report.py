@@ -17,10 +17,10 @@ from torch import Tensor
 
 import featuresplat
 from featuresplat import registry
-from featuresplat._report_data import ReportData, View
-from featuresplat._report_fields import field_sections
-from featuresplat._report_layout import camera_layout
-from featuresplat._report_page import number, to_html
+from featuresplat._report.data import ReportData, View
+from featuresplat._report.fields import field_sections
+from featuresplat._report.layout import camera_layout
+from featuresplat._report.page import number, to_html
 from featuresplat.config import TrainConfig, to_dict
 from featuresplat.datasets import Dataset
 from featuresplat.errors import FeaturesplatError

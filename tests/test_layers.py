@@ -17,7 +17,7 @@ LAYERS = {
     1: "raster shading io datasets teachers priors losses metrics densify points sweep _ssim",
     2: "fields prompts modes scene",
     3: "query edit affinity_run masks_eval trainer _training _photographs _checkpoints trainlog evaluate report "
-    "_report_data _report_page _report_layout _report_svg _report_fields render export",
+    "_report render export",
     4: "cli verbs __main__ doctor demo viewer integrations",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}

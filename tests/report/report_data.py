@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 import torch
 
-from featuresplat._report_data import ReportData, View
-from featuresplat._report_layout import camera_layout
+from featuresplat._report.data import ReportData, View
+from featuresplat._report.layout import camera_layout
 from featuresplat.paths import look_at
 from featuresplat.types import Cameras, Gaussians
 

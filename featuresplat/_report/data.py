@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from featuresplat._report_layout import Layout
+from featuresplat._report.layout import Layout
 
 
 @dataclass

@@ -8,9 +8,9 @@ import re
 import torch
 from report_data import Page, full_data, picture
 
-from featuresplat._report_data import ReportData, View
-from featuresplat._report_page import duration, number, to_html
-from featuresplat._report_svg import short
+from featuresplat._report.data import ReportData, View
+from featuresplat._report.page import duration, number, to_html
+from featuresplat._report.svg import short
 from featuresplat.report import read_metrics
 
 EVIL = '<script>alert("x")</script>\'"&.png'

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from report_data import cloud, ring
 
-from featuresplat._report_data import ReportData
-from featuresplat._report_layout import camera_layout
-from featuresplat._report_page import to_html
-from featuresplat._report_svg import line_chart, nice_ticks
+from featuresplat._report.data import ReportData
+from featuresplat._report.layout import camera_layout
+from featuresplat._report.page import to_html
+from featuresplat._report.svg import line_chart, nice_ticks
 
 
 def test_line_chart_is_wellformed_and_breaks_at_gaps():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from report_data import Page, cloud, ring
 
-from featuresplat._report_page import to_html
+from featuresplat._report.page import to_html
 from featuresplat.config import TrainConfig
 from featuresplat.errors import FeaturesplatError
 from featuresplat.io.images import write_image

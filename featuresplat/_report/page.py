@@ -8,12 +8,12 @@ from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from featuresplat._report_svg import Points, layout_chart, line_chart, short
+from featuresplat._report.svg import Points, layout_chart, line_chart, short
 from featuresplat.io.html import figure, ramp
 
 if TYPE_CHECKING:
-    from featuresplat._report_data import ReportData, View
-    from featuresplat._report_layout import Layout
+    from featuresplat._report.data import ReportData, View
+    from featuresplat._report.layout import Layout
 
 CURVE_POINTS = 240
 """Longer curves are averaged to this many points."""
@@ -22,7 +22,7 @@ NONE = "n/a"
 
 def to_html(data: ReportData) -> str:
     """The whole page; every string of the run is escaped, and a content policy forbids requests."""
-    css = (resources.files("featuresplat") / "report.css").read_text(encoding="utf-8")
+    css = (resources.files("featuresplat._report") / "report.css").read_text(encoding="utf-8")
     notes = "".join(f"<li>{escape(n)}</li>" for n in data.notes)
     preset = f", preset {escape(data.preset)}" if data.preset else ""
     body = [
