@@ -137,32 +137,12 @@ def check_inputs(
     if not isinstance(means, Tensor):
         raise FeaturesplatError("means: expected [N, 3], got None", "Give the centres of the Gaussians.")
     _expect("means", means, (-1, 3))
-    n = len(means)
     required = {"quats": quats, "scales": scales, "opacities": opacities, "viewmats": viewmats, "Ks": Ks}
-    checked: dict[str, Tensor] = {}
-    for name, value in required.items():
-        tensor = to_tensor(name, value, means)
-        if tensor is None:
-            raise FeaturesplatError(f"{name}: is required, got None", "See help(featuresplat.rasterize).")
-        checked[name] = tensor
-    _expect("quats", checked["quats"], (n, 4))
-    _expect("scales", checked["scales"], (n, 3))
-    _expect("opacities", checked["opacities"], (n,))
-    _expect("viewmats", checked["viewmats"], (-1, 4, 4))
-    c = len(checked["viewmats"])
-    _expect("Ks", checked["Ks"], (c, 3, 3))
+    checked = _check_required(means, required)
+    n, c = len(means), len(checked["viewmats"])
     colors = to_tensor("colors", colors, means)
-    if colors is not None and sh_degree is None:
-        _expect("colors", colors, (n, 3), (c, n, 3))
-    elif colors is not None:
-        if sh_degree not in (0, 1, 2, 3, 4):
-            raise FeaturesplatError(f"sh_degree: expected 0 to 4, got {sh_degree}", "Degrees 0 to 4 are known.")
-        _expect("colors", colors, (n, -1, 3))
-        if colors.shape[1] < (sh_degree + 1) ** 2:
-            raise FeaturesplatError(
-                f"colors: sh_degree {sh_degree} needs {(sh_degree + 1) ** 2} coefficients, got {colors.shape[1]}",
-                "Lower sh_degree or give more coefficients.",
-            )
+    if colors is not None:
+        _check_colors(colors, n, c, sh_degree)
     features = to_tensor("features", features, means)
     if features is not None:
         _expect("features", features, (n, -1))
@@ -191,6 +171,38 @@ def check_inputs(
         precision=precision,
         **checked,
     )
+
+
+def _check_required(means: Tensor, values: dict[str, Any]) -> dict[str, Tensor]:
+    """What every call has beside the means, as tensors of the right shapes."""
+    checked: dict[str, Tensor] = {}
+    for name, value in values.items():
+        tensor = to_tensor(name, value, means)
+        if tensor is None:
+            raise FeaturesplatError(f"{name}: is required, got None", "See help(featuresplat.rasterize).")
+        checked[name] = tensor
+    n = len(means)
+    _expect("quats", checked["quats"], (n, 4))
+    _expect("scales", checked["scales"], (n, 3))
+    _expect("opacities", checked["opacities"], (n,))
+    _expect("viewmats", checked["viewmats"], (-1, 4, 4))
+    _expect("Ks", checked["Ks"], (len(checked["viewmats"]), 3, 3))
+    return checked
+
+
+def _check_colors(colors: Tensor, n: int, c: int, sh_degree: int | None) -> None:
+    """Plain colours of n Gaussians, for all of c cameras or for each, or enough coefficients of the degree."""
+    if sh_degree is None:
+        _expect("colors", colors, (n, 3), (c, n, 3))
+        return
+    if sh_degree not in (0, 1, 2, 3, 4):
+        raise FeaturesplatError(f"sh_degree: expected 0 to 4, got {sh_degree}", "Degrees 0 to 4 are known.")
+    _expect("colors", colors, (n, -1, 3))
+    if colors.shape[1] < (sh_degree + 1) ** 2:
+        raise FeaturesplatError(
+            f"colors: sh_degree {sh_degree} needs {(sh_degree + 1) ** 2} coefficients, got {colors.shape[1]}",
+            "Lower sh_degree or give more coefficients.",
+        )
 
 
 def check_cameras(inputs: RasterInputs) -> None:
