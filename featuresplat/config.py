@@ -167,11 +167,12 @@ class TrainConfig:
     """Everything that `featuresplat train` can be told."""
 
     config: str = "fast"
-    """Name of a preset, or a YAML file with values that differ from the defaults."""
+    """Preset (draft, fast, quality; with a field clip, lseg, sam, offline; dynamic, inverse; demo), or a YAML file with
+    values that differ from the defaults."""
     out: Path | None = None
     """Run folder; default runs/NAME of the scene."""
     mode: str = "static"
-    """What a scene is made of over time and light."""
+    """What a scene is made of over time and light: static, dynamic, inverse; for comparison hexplane, joint."""
     steps: int = 7000
     """Optimisation steps."""
     seed: int = 0
