@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from featuresplat.errors import FeaturesplatError
-from featuresplat.teachers._common import load_weights, need, read_state
+from featuresplat.teachers._weights import load_weights, need, read_state
 
 VARIANTS = ("lite0", "lite1", "lite2")
 STRIDE = 32

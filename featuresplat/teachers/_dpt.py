@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from featuresplat.teachers._common import need
+from featuresplat.teachers._weights import need
 
 
 @dataclass(frozen=True)

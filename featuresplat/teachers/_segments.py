@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from featuresplat.errors import FeaturesplatError
-from featuresplat.teachers._common import check_image, need
+from featuresplat.teachers._weights import need
+from featuresplat.teachers._windows import check_image
 
 ndimage: Any = _ndimage  # its functions say they may give nothing, which they do not
 

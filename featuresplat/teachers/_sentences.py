@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from featuresplat.errors import FeaturesplatError
 from featuresplat.io.tensors import read_tensors
-from featuresplat.teachers._common import need
+from featuresplat.teachers._weights import need
 
 _BATCH = 64
 _LONGEST = 128

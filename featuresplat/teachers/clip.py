@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from featuresplat.config_fields import TeacherConfig
 from featuresplat.errors import FeaturesplatError
 from featuresplat.teachers import CANONICAL
-from featuresplat.teachers._common import along_edges, check_image, fitted, load_weights, need, over_windows, resized
 from featuresplat.teachers._levels import crop, levels
+from featuresplat.teachers._weights import load_weights, need
+from featuresplat.teachers._windows import along_edges, check_image, fitted, over_windows, resized
 
 DEFAULT_MODEL = "ViT-B-16/laion2b_s34b_b88k"
 ABOUT = "CLIP: takes any phrase; sharp on things and their kinds, weak on counts, places ('left of') and small parts."

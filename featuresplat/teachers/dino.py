@@ -15,7 +15,8 @@ from torch import Tensor
 
 from featuresplat.config_fields import TeacherConfig
 from featuresplat.errors import FeaturesplatError
-from featuresplat.teachers._common import along_edges, check_image, fitted, load_weights, need, read_state, resized
+from featuresplat.teachers._weights import load_weights, need, read_state
+from featuresplat.teachers._windows import along_edges, check_image, fitted, resized
 
 DEFAULT_MODEL = "vit_small_patch14_dinov2.lvd142m"
 _LONGEST = 518

@@ -22,17 +22,9 @@ from torch.nn import functional as F
 
 from featuresplat.config_fields import TeacherConfig
 from featuresplat.errors import FeaturesplatError
-from featuresplat.teachers._common import (
-    OFFLINE_HINT,
-    along_edges,
-    check_image,
-    fitted,
-    load_weights,
-    need,
-    read_state,
-    resized,
-)
 from featuresplat.teachers._dpt import DensePredictor, Shape
+from featuresplat.teachers._weights import OFFLINE_HINT, load_weights, need, read_state
+from featuresplat.teachers._windows import along_edges, check_image, fitted, resized
 
 ABOUT = "LSeg: knows everyday categories well (furniture, vehicles, food); names of rare things it mixes up."
 TEXT_MODEL = "ViT-B-32-quickgelu"

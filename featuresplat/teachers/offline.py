@@ -31,10 +31,10 @@ from featuresplat.config_fields import TeacherConfig
 from featuresplat.io.tensors import read_tensors
 from featuresplat.teachers import CANONICAL
 from featuresplat.teachers._classifier import STRIDE, DenseClassifier, head, weights_file
-from featuresplat.teachers._common import check_image, fitted, resized
 from featuresplat.teachers._levels import crop
 from featuresplat.teachers._segments import label_map
 from featuresplat.teachers._sentences import SentenceEncoder, model_folder
+from featuresplat.teachers._windows import check_image, fitted, resized
 
 DEFAULT_MODEL = "lite2"
 ABOUT = (

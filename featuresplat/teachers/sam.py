@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from featuresplat.config_fields import TeacherConfig
 from featuresplat.errors import FeaturesplatError
-from featuresplat.teachers._common import check_image, load_weights, need, read_state
+from featuresplat.teachers._weights import load_weights, need, read_state
+from featuresplat.teachers._windows import check_image
 
 DEFAULT_MODEL = "vit_h"
 _URL = "https://dl.fbaipublicfiles.com/segment_anything/"
