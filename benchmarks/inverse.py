@@ -5,9 +5,9 @@
     python benchmarks/inverse.py SCENE --out DIR --measure-only --swaps
 
 Trains the static mode once (or takes a finished run of it); from that run the radiance stage of the mode ``inverse``
-("surface"), once; and from there its other stages three times: as they are (ours), without the progress map under L1,
-and without it under L2. All three share the surface, the search for a first guess, and whatever the configuration says
-beside that.
+("surface"), once; and from there its other stages five times: as they are (ours); without the progress map under L1,
+and under L2, with the same search for a first guess; and both without that search, too (plain). All share the surface
+and whatever the configuration says beside that.
 
 What is compared, on the test views at the size that was trained:
 - novel view: PSNR of the whole image under the light of the photographs, sRGB, clipped, mean over views.
@@ -49,6 +49,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from rasterize import provenance
 
 ROWS = {
+    "plain L2": {"progress": False, "fit": "l2", "search": False},
+    "plain L1": {"progress": False, "fit": "l1", "search": False},
     "L2 without progress": {"progress": False, "fit": "l2"},
     "L1 without progress": {"progress": False, "fit": "l1"},
     "ours": {"progress": True, "fit": "l1"},

@@ -27,6 +27,9 @@ class InverseConfig:
     all."""
     fit: Literal["l1", "l2"] = "l1"
     """'l2' replaces the photometric loss by the mean square, for comparison."""
+    search: bool = True
+    """Begin with mirrors, and with the material that explains each Gaussian best; without it, all begin as half
+    bright, half rough dielectrics under an even light."""
     shadows: bool = True
     """Bake which light reaches each Gaussian, and what the others reflect onto it."""
     pixels: int = 16384
@@ -41,10 +44,12 @@ class InverseConfig:
     """Agreement of the Gaussians' normals with those of the rendered depth."""
     normal_gradient: float = 0.1
     """Share of the shading's gradient that turns the Gaussians."""
-    points_weight: float = 0.2
+    points_weight: float = 2.0
     """Pull of the Gaussians to the surface on which the data's points lie; none where those are few or noisy."""
     spread_weight: float = 1.0
     """Pull of the Gaussians along a ray to one depth."""
+    opaque_weight: float = 0.1
+    """Pull of every pixel to be either covered or empty."""
     smooth_weight: float = 0.02
     """Smoothness of roughness and metallic where the image is smooth."""
     material_lr: float = 0.02

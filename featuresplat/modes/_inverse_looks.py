@@ -32,6 +32,21 @@ def oriented(g: Gaussians, views: Views) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
+def colored(g: Gaussians, views: Views) -> Tensor:
+    """[N, 3] the mean colour, as shown, of the pixels where each Gaussian shows; grey where it never does."""
+    total, mass = g.means.new_zeros(len(g), 3), g.means.new_zeros(len(g), 1)
+    for i in views.chosen:
+        (viewmat, K), (width, height) = views.matrices(i), views.cameras.sizes[i]
+        shown = tone.srgb(views.image(i))
+        maps = torch.cat([shown, torch.ones_like(shown[..., :1])], -1)[None]
+        sums, _ = raster.lift(
+            g.means, g.quats, g.scales, g.opacities, viewmat, K, width, height, maps, **views.options
+        )  # fmt: skip
+        total, mass = total + sums[:, :3], mass + sums[:, 3:]
+    return torch.where(mass > 1e-3, total / mass.clamp_min(1e-3), 0.5)
+
+
+@torch.no_grad()
 def fill_unseen(light: FittedLight, g: Gaussians, views: Views) -> None:
     """Texels that no view saw past the Gaussians become as bright as the mean of those that were seen."""
     logs, size = light.log_radiance(), light.size

@@ -31,6 +31,8 @@ def surface_terms(out: RenderOutput, centre: Tensor, rays: Tensor, c: InverseCon
         mean, square = features[..., 4:5] / a, features[..., 5:6] / a
         relative = (square - mean**2).clamp_min(0) / mean.detach().clamp_min(1e-3) ** 2
         terms["spread"] = c.spread_weight * (alpha * relative).mean()
+    if c.opaque_weight:
+        terms["opaque"] = c.opaque_weight * (alpha * (1 - alpha)).mean()
     return terms
 
 
@@ -53,6 +55,8 @@ def shading_terms(out: RenderOutput, batch: modes.Batch, view: dict[str, Any], c
         used = batch.mask.reshape(-1)[pixels.rows]
         mixed, truth = mixed[used], truth[used]
     terms |= objective(mixed, truth, progress, c.mask_weight, c.fit)
+    if c.opaque_weight:
+        terms["opaque"] = c.opaque_weight * (alpha * (1 - alpha)).mean()
     if c.smooth_weight:
         maps = features[..., 3:5] / alpha.detach().clamp_min(px.LEAST_ALPHA)
         terms["smooth"] = c.smooth_weight * _edge_aware(maps, batch.truth, alpha[..., 0].detach() > 0.5)

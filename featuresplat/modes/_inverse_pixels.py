@@ -14,6 +14,8 @@ from featuresplat.shading.monte_carlo import Surface
 
 LEAST_ALPHA = 0.05
 """Pixels with less are not shaded."""
+TURNED_AWAY = -0.3
+"""Cosine to the view below which a pixel shows the back of what it shows."""
 CHANNELS = 16
 """base colour 3, roughness, metallic, progress, normal 3, direct 3, reflected 3, openness."""
 
@@ -104,6 +106,8 @@ def pixels_of(
     ray = rays.reshape(-1, 3)[rows]
     view = -F.normalize(ray, dim=-1)
     normal = F.normalize(f[:, 6:9], dim=-1)
+    # A thin wall has one normal, whichever side is seen; at outlines normals turn away a little, and stay.
+    normal = torch.where((normal * view).sum(-1, keepdim=True) < TURNED_AWAY, -normal, normal)
     surface = Surface(
         normal=normal,
         view=view,

@@ -26,19 +26,24 @@ from featuresplat.types import Gaussians
 
 VIEWS = 16
 """Most photographs that are searched."""
-PIXELS = 24_000
+PIXELS = 30_000
 """Most pixels of each, about: larger ones are reduced."""
 RAYS = 4
-ROUNDS = 2
+ROUNDS = 3
 """Colours are fitted that often; each time what does not fit counts less."""
-SPREADS = 8
+SPREADS = 80
 """Times that what remains is averaged over neighbours."""
 VIVID = 0.1
 """Relative change from view to view at which a Gaussian begins to look like metal; at twice that it does."""
-CREDIT = 0.02
-"""Residual that is forgiven to metal where it looks like metal: the normals' errors cost metal more."""
-MATT = 0.002
-"""Residual that the smoothest surface has to make up for."""
+CREDIT = 0.03
+"""Cost that is forgiven to metal where it looks like metal: the normals' errors cost metal more."""
+MATT = 0.0003
+"""Cost that the smoothest surface has to make up for."""
+EXPLAINED, WHOLE = 0.06, 0.15
+"""A difference of the first costs half of the second. Better explain most pixels well than all of them poorly: what
+reflects its neighbours is never right everywhere."""
+UNSURE = 0.0005
+"""Difference of cost at which a material is about a third as likely."""
 KINDS = [(level, metallic) for level in range(len(LEVELS)) for metallic in (0.0, 1.0)]
 
 
@@ -98,16 +103,20 @@ def searched(
     cost = torch.zeros(len(g), len(KINDS), device=normals.device)
     for _ in range(ROUNDS):
         color = _colors(g, shaded, trusts, views)
-        residuals = [_residual(g, s, color, views) for s in shaded]
-        trusts = [s.trust / r.clamp_min(0.02) for s, r in zip(shaded, residuals, strict=True)]
-        cost = _lifted_mean(g, shaded, residuals, views)
+        both = [_residual(g, s, color, views) for s in shaded]
+        residuals, trusts = [r for r, _ in both], [t for _, t in both]
+        cost = _lifted_mean(g, shaded, [r * (WHOLE / (r + EXPLAINED)) for r in residuals], views)
     roughness, metallic = torch.tensor([(LEVELS[level].roughness, m) for level, m in KINDS]).to(normals).T
     cost = cost - CREDIT * ((_vividness(g, shaded, views) / VIVID - 1).clamp(0, 1) @ metallic[None])
     cost = cost + MATT * (1 - roughness)
     for _ in range(SPREADS):
         cost = near @ cost
     residual, best = cost.min(1)
-    return Guess(color[torch.arange(len(g)), best], roughness[best], metallic[best], residual.clamp_min(0))
+    # What fits about as well has its share: between matt and dull there is little to see.
+    share = torch.softmax(torch.where(metallic == metallic[best, None], -cost / UNSURE, -torch.inf), 1)
+    color = (share[..., None] * color).sum(1)
+    residual = residual.clamp(0, 0.9 * WHOLE)
+    return Guess(color, share @ roughness, metallic[best], EXPLAINED * residual / (WHOLE - residual))
 
 
 def _vividness(g: Gaussians, shaded: list[_Shaded], views: Views) -> Tensor:
@@ -190,16 +199,23 @@ def _colors(g: Gaussians, shaded: list[_Shaded], trusts: list[Tensor], views: Vi
     return ((top + 0.5 * few) / (bottom + few)).clamp(0.02, 1.0)
 
 
-def _residual(g: Gaussians, s: _Shaded, color: Tensor, views: Views) -> Tensor:
-    """[P, H] mean absolute difference to the photograph, in display units, TRUNCATED at most."""
+def _residual(g: Gaussians, s: _Shaded, color: Tensor, views: Views) -> tuple[Tensor, Tensor]:
+    """[P, H] mean absolute difference to the photograph, in display units, TRUNCATED at most; and the weight of each in
+    the next fit of colours: that of a least absolute deviation. A lamp's reflection beside its place is an outlier of
+    a hundred times what else is seen.
+    """
     out = raster.rasterize(
         g.means, g.quats, g.scales, g.opacities, None, *s.matrices, *s.size, features=color.reshape(len(g), -1),
         **views.options,
     )  # fmt: skip
     assert out.features is not None
     there = out.features.reshape(s.size[0] * s.size[1], -1)[s.rows].reshape(len(s.rows), -1, 3) / s.alpha[:, None]
-    shown = tone.srgb((there * s.gain + s.offset).clamp(0, 1))
-    return (shown - s.shown[:, None]).abs().mean(-1).clamp(max=TRUNCATED)
+    radiance = there * s.gain + s.offset
+    away = (radiance.clamp(max=1) - s.radiance[:, None]).abs().mean(-1) * s.trust
+    beyond = radiance.mean(-1).clamp_min(1).square()
+    shown = tone.srgb(radiance.clamp(0, 1))
+    difference = (shown - s.shown[:, None]).abs().mean(-1).clamp(max=TRUNCATED)
+    return difference, s.trust / ((away + 0.05) * beyond)
 
 
 def _lifted_mean(g: Gaussians, shaded: list[_Shaded], values: list[Tensor], views: Views) -> Tensor:

@@ -15,13 +15,21 @@ from featuresplat.config_inverse import InverseConfig
 from featuresplat.errors import FeaturesplatError
 from featuresplat.geometry import quat_to_rotmat, rotmat_to_quat
 from featuresplat.io.scene_folder import read_scene_folder
+from featuresplat.modes import _inverse_looks as looks
+from featuresplat.modes._inverse_points import PointSurface, lying
+from featuresplat.modes._inverse_solve import Views
 from featuresplat.shading import tone
 from featuresplat.shading.light import as_cubemap
+from featuresplat.types import SH_C0, Gaussians
 
 NEIGHBOURS = 12
 FEWEST = 100
 """Points that make a box."""
 THIN = 0.02
+SEEN = 0.2
+"""What shows less than this past the points' surface is what mirrors showed."""
+OPAQUE = 2.0
+"""Logit of the opacity of surfels."""
 
 
 @torch.no_grad()
@@ -75,6 +83,52 @@ def started(inputs: modes.ModeInputs) -> dict[str, Tensor]:
         "shN": g.shN,
     }
     return {k: v[kept].to(inputs.device).contiguous() for k, v in tensors.items()}
+
+
+@torch.no_grad()
+def covered(
+    params: dict[str, Tensor], surface: PointSurface, count: int, thin: float, seed: int
+) -> tuple[dict[str, Tensor], int]:
+    """Surfels all over the points' surface in place of the Gaussians near it; ``count`` of both together at most.
+
+    Returns the parameters, surfels first, and how many these are.
+
+    Radiance fields are sparse where a surface is plain, and put half of what a mirror shows behind it: neither carries
+    normals. The colours are still to be found.
+    """
+    _, _, sure = surface.planes(params["means"])
+    kept = {k: v[sure == 0] for k, v in params.items()}
+    means, normals, sizes = surface.surfels(max(count - len(kept["means"]), count // 2), seed)
+    n = len(means)
+    fresh = {
+        "means": means,
+        "quats": lying(normals),
+        "log_scales": torch.stack([sizes, sizes, sizes + math.log(thin)], 1),
+        "logit_opacities": means.new_full((n,), OPAQUE),
+        "sh0": means.new_zeros(n, *kept["sh0"].shape[1:]),
+        "shN": means.new_zeros(n, *kept["shN"].shape[1:]),
+    }
+    return {k: torch.cat([fresh[k], kept[k]]).contiguous() for k in kept}, n
+
+
+@torch.no_grad()
+def resurfaced(
+    params: dict[str, Tensor], surface: PointSurface, count: int, thin: float, seed: int, views: Views | None
+) -> dict[str, Tensor]:
+    """`covered`, without what no view sees past the surface, and in the colours of the photographs."""
+    tensors, surfels = covered(params, surface, count, thin, seed)
+    if views is None:
+        return tensors
+    _, shown = looks.oriented(Gaussians(**tensors), views)
+    alive = (shown > SEEN) | (torch.arange(len(shown), device=shown.device) < surfels)
+    tensors = {k: v[alive].contiguous() for k, v in tensors.items()}
+    tensors["sh0"] = ((looks.colored(Gaussians(**tensors), views) - 0.5) / SH_C0)[:, None]
+    return tensors
+
+
+def finished_inverse(config: InverseConfig) -> bool:
+    """The run to start from has materials already."""
+    return config.start is not None and "light" in (read_scene_folder(config.start).mode_state or {})
 
 
 def started_light(inputs: modes.ModeInputs) -> Tensor | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from featuresplat import modes, raster
+from featuresplat.modes import _inverse_guess as guess
 from featuresplat.modes import _inverse_looks as looks
 from featuresplat.modes import _inverse_pixels as px
 from featuresplat.modes import _inverse_solve as solve
@@ -29,28 +30,25 @@ from featuresplat.modes._inverse_light import DAMPED, EVERY, FittedLight
 from featuresplat.modes._inverse_looks import Baked
 from featuresplat.modes._inverse_losses import shading_terms, surface_terms
 from featuresplat.modes._inverse_points import PointSurface
-from featuresplat.modes._inverse_search import searched
 from featuresplat.modes._inverse_start import (
     check_stages,
+    finished_inverse,
     first_light,
     inside,
     on_environment,
     oriented,
     points_box,
+    resurfaced,
     started,
     started_light,
 )
 from featuresplat.shading import tone, transfer
 from featuresplat.shading.deferred import Lighting, Received, shade
-from featuresplat.shading.progress import stationary
 from featuresplat.types import Gaussians, RenderOutput
 
 RADIANCE, SPECULAR, DIFFUSE, JOINT = range(4)
-MIRROR = 0.12
-"""Roughness of what the specular stage takes for mirrors, at its beginning."""
-WHITE = 0.8
-"""What the brightest matt surfaces reflect, at most: photographs clip the lamps, and the light comes out too dark to
-explain more."""
+PLAIN = {"base_color": 0.5, "roughness": 0.5, "metallic": 0.1, "progress": 0.05}
+"""What everything begins as where no material is searched for."""
 WIDEST = 0.05
 """Largest standard deviation, in units of the camera extent: wider ones would stand in for the sky."""
 FLAT = 0.02
@@ -79,8 +77,11 @@ class Mode(static.Mode):
             oriented(self.gaussian_params)
         points = inputs.points if config.points_weight else None
         self.surface = PointSurface.of(None if points is None else points.xyz)
-        if self.surface is not None and config.start is not None:
-            self.surface.laid(dict[str, Tensor](self.gaussian_params), FLAT)
+        if self.surface is not None and not finished_inverse(config):
+            params = {k: v.detach() for k, v in self.gaussian_params.items()}
+            views = self._views() if inputs.dataset is not None else None
+            params = resurfaced(params, self.surface, inputs.config.model.budget, FLAT, inputs.config.seed, views)
+            self.gaussian_params = {k: Parameter(v.to(inputs.device)) for k, v in params.items()}
         self.planes: tuple[Tensor, Tensor, Tensor] | None = None
         means = self.gaussian_params["means"]
         for name, channels in MATERIALS.items():
@@ -121,13 +122,19 @@ class Mode(static.Mode):
         c, stage = self.config.inverse, self._stage_at(progress)
         last = c.stages[-1]
         fade = 1.0 if progress < last else 0.1 ** ((progress - last) / max(1 - last, 1e-9))
-        return {
-            "base_color": c.material_lr * fade,
-            "roughness": c.material_lr * fade,
-            "metallic": c.material_lr * fade if stage >= DIFFUSE else 0.0,
-            # Which Gaussians are mirrors was measured; the specular stage does not question it.
-            "progress": c.progress_lr * {SPECULAR: 0.0, JOINT: 0.25}.get(stage, 1.0),
-        } | {k: c.light_lr * fade * DAMPED**level for level, k in enumerate(self.extra_params)}
+        # What light reaches whom was found for these Gaussians; and the light itself could take their place.
+        held = {} if stage == RADIANCE else dict.fromkeys(("means", "log_scales", "logit_opacities"), 0.0)
+        return (
+            held
+            | {
+                "base_color": c.material_lr * fade,
+                "roughness": c.material_lr * fade,
+                "metallic": c.material_lr * fade if stage >= DIFFUSE else 0.0,
+                # Which Gaussians are mirrors was measured; the specular stage does not question it.
+                "progress": c.progress_lr * {SPECULAR: 0.0, JOINT: 0.25}.get(stage, 1.0),
+            }
+            | {k: c.light_lr * fade * DAMPED**level for level, k in enumerate(self.extra_params)}
+        )
 
     def _stage_at(self, progress: float) -> int:
         return sum(progress >= share and share < 1 for share in self.config.inverse.stages)
@@ -178,40 +185,26 @@ class Mode(static.Mode):
             self._begin_diffuse()  # the light is better known now
 
     def _begin_specular(self) -> None:
-        """Mirrors first: what changes much from view to view is metal, and lights up the environment."""
-        p, g = self.gaussian_params, self.at().detach()
-        assert self.sides is not None
-        occluders = self.baked.occluders if self.baked is not None else None
-        views = self._views()
-        vivid = solve.vividness(solve.lifted(g, self.sides, views))
-        vivid = ((vivid - solve.VIVID) / solve.VIVID).clamp(0, 1)
-        cube, color = solve.projected(g, self.sides, vivid, views, occluders, self.light.cube())
-        # Grey: what mirrors show of colours is as often theirs as the light's.
-        self.light.set(cube.mean(-1, keepdim=True).clamp_min(1e-3).log().expand_as(cube))
         self.light.filter()
-        p["base_color"].copy_(px.logit(color))
-        p["roughness"].fill_(float(px.logit(torch.tensor(MIRROR))))
-        p["metallic"].fill_(5.0)
-        p["progress"].copy_(px.logit(0.5 * vivid)[:, None])
+        g, sides = self.at().detach(), self.sides
+        assert sides is not None
+        if self.config.inverse.search:
+            self._take(guess.mirrors(g, sides, self._views(), self.light, self.baked))
+        else:
+            self._take({k: v.new_full(v.shape, PLAIN[k]) for k, v in self.gaussian_params.items() if k in PLAIN})
 
     def _begin_diffuse(self) -> None:
-        """Every Gaussian takes the material that explains it best under the light found so far."""
-        p, g = self.gaussian_params, self.at().detach()
-        assert self.sides is not None
-        occluders, cells = (None, None) if self.baked is None else (self.baked.occluders, self.baked.cells)
-        near = solve.neighbour_means(g.means, self.sides)
-        received = self._received(self.sides)
-        guess = searched(g, self.sides, received, self.light, self._views(), occluders, cells, near)
-        matt = (guess.metallic < 0.5) & (self.shown > 0.05)
-        if bool(matt.any()):
-            white = float(torch.quantile(guess.base_color[matt].amax(1), 0.9))
-            gain = self.light.brighten_lamps(white / WHITE)
-            guess.base_color[guess.metallic < 0.5] /= gain
-        p["base_color"].copy_(px.logit(guess.base_color.clamp(max=0.95)))
-        p["roughness"].copy_(px.logit(guess.roughness[:, None]))
-        p["metallic"].copy_(px.logit(guess.metallic[:, None].clamp(0.1, 0.9)))
-        explained = stationary(guess.residual[:, None], self.config.inverse.mask_weight)
-        p["progress"].copy_(px.logit(0.5 * explained)[:, None])
+        if not self.config.inverse.search:
+            return
+        g, sides = self.at().detach(), self.sides
+        assert sides is not None
+        received, weight = self._received(sides), self.config.inverse.mask_weight
+        self._take(guess.materials(g, sides, received, self._views(), self.light, self.baked, self.shown, weight))
+
+    @torch.no_grad()
+    def _take(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.gaussian_params[name].copy_(px.logit(value))
 
     def _views(self) -> solve.Views:
         data, inputs = self.inputs.dataset, self.inputs
@@ -261,7 +254,7 @@ class Mode(static.Mode):
             *camera,
             features=features,
             sh_degree=min(view.sh_degree, g.sh_degree),
-            geometry_grad="full" if self.stage == RADIANCE else "rgb",
+            geometry_grad="full" if self.stage == RADIANCE else "none",
             absgrad=view.absgrad,
             settings=self.settings,
             backend=self.config.backend,

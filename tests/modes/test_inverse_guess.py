@@ -1,4 +1,4 @@
-"""The first guess of the mode inverse: surfaces from points, materials by search, lamps that were clipped."""
+"""The first guess of the mode inverse: materials by search, lamps that were clipped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from featuresplat import raster
 from featuresplat.geometry import rotmat_to_quat
 from featuresplat.modes import _inverse_pixels as px
 from featuresplat.modes._inverse_light import FittedLight
-from featuresplat.modes._inverse_points import PointSurface
 from featuresplat.modes._inverse_search import searched
 from featuresplat.modes._inverse_solve import Views, neighbour_means
 from featuresplat.shading import cubemap, tone, transfer
@@ -27,36 +26,6 @@ def spiral(count: int) -> torch.Tensor:
     k = torch.arange(count) + 0.5
     z, phi = 1 - 2 * k / count, math.pi * (3 - math.sqrt(5)) * k
     return torch.stack([(1 - z * z).sqrt() * phi.cos(), (1 - z * z).sqrt() * phi.sin(), z], 1)
-
-
-def test_points_that_are_too_few_or_too_noisy_have_no_surface():
-    g = torch.Generator().manual_seed(0)
-    assert PointSurface.of(None) is None
-    assert PointSurface.of(spiral(50)) is None
-    assert PointSurface.of(torch.rand(2000, 3, generator=g)) is None
-    assert PointSurface.of(spiral(2000)) is not None
-
-
-def test_gaussians_are_laid_onto_the_points_and_pulled_there():
-    surface = PointSurface.of(spiral(2000))
-    assert surface is not None
-    g = torch.Generator().manual_seed(1)
-    out = F.normalize(torch.randn(300, 3, generator=g), dim=1)
-    near = 1 + surface.spacing * (2 * torch.rand(300, 1, generator=g) - 1)
-    means = torch.cat([out * near, torch.tensor([[3.0, 0.0, 0.0]])])
-    params = {
-        "means": means.clone(),
-        "quats": torch.randn(301, 4, generator=g),
-        "log_scales": torch.tensor([-4.0, -4.0, -8.0]).repeat(301, 1),
-    }
-    before = surface.pull(**params, planes=surface.planes(means))
-    surface.laid(params, 0.02)
-    after = surface.pull(**params, planes=surface.planes(params["means"]))
-    assert float(after) < 0.1 * float(before)
-    torch.testing.assert_close(params["means"][:300].norm(dim=1), torch.ones(300), atol=0.02, rtol=0)
-    axes = px.shortest_axes(params["quats"], params["log_scales"])[:300]
-    assert float((axes * out).sum(1).abs().min()) > 0.85
-    torch.testing.assert_close(params["means"][300], means[300])  # far from all points: left alone
 
 
 def test_lamps_are_brightened_until_the_mean_has_grown():

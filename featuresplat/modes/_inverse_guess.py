@@ -1,0 +1,78 @@
+"""What materials the mode `inverse` begins its stages with. All values are 0..1."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from featuresplat.modes import _inverse_solve as solve
+from featuresplat.modes._inverse_light import FittedLight
+from featuresplat.modes._inverse_looks import Baked
+from featuresplat.modes._inverse_search import searched
+from featuresplat.shading.deferred import Received
+from featuresplat.shading.progress import stationary
+from featuresplat.types import Gaussians
+
+MIRROR = 0.12
+"""Roughness of what the specular stage takes for mirrors, at its beginning."""
+METAL = 0.99
+WHITE = 0.8
+"""What the brightest matt surfaces reflect, at most: photographs clip the lamps, and the light comes out too dark to
+explain more."""
+BEGUN = 0.5
+"""Progress at the beginning, as a share of where it would rest."""
+
+
+@torch.no_grad()
+def mirrors(
+    g: Gaussians, sides: Tensor, views: solve.Views, light: FittedLight, baked: Baked | None
+) -> dict[str, Tensor]:
+    """Mirrors first: what changes much from view to view is metal, and lights up the environment, which is set.
+
+    Args:
+        sides: [N, 3] normals, outwards.
+    """
+    vivid = solve.vividness(solve.lifted(g, sides, views))
+    vivid = ((vivid - solve.VIVID) / solve.VIVID).clamp(0, 1)
+    occluders = baked.occluders if baked is not None else None
+    cube, color = solve.projected(g, sides, vivid, views, occluders, light.cube())
+    # Grey: what mirrors show of colours is as often theirs as the light's.
+    light.set(cube.mean(-1, keepdim=True).clamp_min(1e-3).log().expand_as(cube))
+    light.filter()
+    ones = torch.ones_like(vivid[:, None])
+    return {
+        "base_color": color,
+        "roughness": MIRROR * ones,
+        "metallic": METAL * ones,
+        "progress": BEGUN * vivid[:, None],
+    }
+
+
+@torch.no_grad()
+def materials(
+    g: Gaussians,
+    sides: Tensor,
+    received: Received,
+    views: solve.Views,
+    light: FittedLight,
+    baked: Baked | None,
+    shown: Tensor,
+    mask_weight: float,
+) -> dict[str, Tensor]:
+    """Every Gaussian takes the material that explains it best under the light found so far, whose lamps are brightened.
+
+    Args:
+        sides: [N, 3] normals, outwards. received: by the N Gaussians. shown: [N] the most each shows in a view.
+    """
+    occluders, cells = (None, None) if baked is None else (baked.occluders, baked.cells)
+    found = searched(g, sides, received, light, views, occluders, cells, solve.neighbour_means(g.means, sides))
+    matt = (found.metallic < 0.5) & (shown > 0.05)
+    if bool(matt.any()):
+        white = float(torch.quantile(found.base_color[matt].amax(1), 0.9))
+        found.base_color[found.metallic < 0.5] /= light.brighten_lamps(white / WHITE)
+    return {
+        "base_color": found.base_color.clamp(max=0.95),
+        "roughness": found.roughness[:, None],
+        "metallic": found.metallic[:, None].clamp(0.03, 0.97),
+        "progress": BEGUN * stationary(found.residual[:, None], mask_weight)[:, None],
+    }

@@ -1,0 +1,129 @@
+"""The surface of the mode inverse: quadrics through the points, surfels all over them, and what holds them there."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from featuresplat.modes import _inverse_pixels as px
+from featuresplat.modes._inverse_points import PointSurface
+from featuresplat.modes._inverse_start import covered
+
+
+def spiral(count: int) -> torch.Tensor:
+    """[N, 3] unit directions, evenly spread."""
+    k = torch.arange(count) + 0.5
+    z, phi = 1 - 2 * k / count, math.pi * (3 - math.sqrt(5)) * k
+    return torch.stack([(1 - z * z).sqrt() * phi.cos(), (1 - z * z).sqrt() * phi.sin(), z], 1)
+
+
+def scattered(count: int, noise: float = 0.0) -> torch.Tensor:
+    """[N, 3] random points of the unit sphere, off it by the standard deviation ``noise``."""
+    draw = torch.Generator().manual_seed(0)
+    out = F.normalize(torch.randn(count, 3, generator=draw), dim=1)
+    return out * (1 + noise * torch.randn(count, 1, generator=draw))
+
+
+def surface_of(points: torch.Tensor) -> PointSurface:
+    found = PointSurface.of(points)
+    assert found is not None
+    return found
+
+
+def test_points_that_are_too_few_or_too_noisy_have_no_surface():
+    g = torch.Generator().manual_seed(0)
+    assert PointSurface.of(None) is None
+    assert PointSurface.of(spiral(50)) is None
+    assert PointSurface.of(torch.rand(2000, 3, generator=g)) is None
+    assert PointSurface.of(spiral(2000)) is not None
+
+
+def test_gaussians_are_laid_onto_the_points_and_pulled_there():
+    surface = PointSurface.of(spiral(2000))
+    assert surface is not None
+    g = torch.Generator().manual_seed(1)
+    out = F.normalize(torch.randn(300, 3, generator=g), dim=1)
+    near = 1 + surface.spacing * (2 * torch.rand(300, 1, generator=g) - 1)
+    means = torch.cat([out * near, torch.tensor([[3.0, 0.0, 0.0]])])
+    params = {
+        "means": means.clone(),
+        "quats": torch.randn(301, 4, generator=g),
+        "log_scales": torch.tensor([-4.0, -4.0, -8.0]).repeat(301, 1),
+    }
+    before = surface.pull(**params, planes=surface.planes(means))
+    surface.laid(params, 0.02)
+    after = surface.pull(**params, planes=surface.planes(params["means"]))
+    assert float(after) < 0.1 * float(before)
+    torch.testing.assert_close(params["means"][:300].norm(dim=1), torch.ones(300), atol=0.02, rtol=0)
+    axes = px.shortest_axes(params["quats"], params["log_scales"])[:300]
+    assert float((axes * out).sum(1).abs().min()) > 0.85
+    torch.testing.assert_close(params["means"][300], means[300])  # far from all points: left alone
+
+
+def test_normals_of_a_bent_surface_are_those_of_the_place_that_is_asked_for():
+    """Planes through as many points are six degrees off: each has the normal of the middle of its points."""
+    surface = surface_of(scattered(400, noise=0.002))
+    at = spiral(1000)
+    foot, normal, sure = surface.planes(at)
+    angle = torch.rad2deg((normal * at).sum(1).abs().clamp(max=1).acos())
+    assert float(angle.mean()) < 1.5
+    assert float((foot.norm(dim=1) - 1).abs().mean()) < 0.004
+    assert float(sure.mean()) > 0.9
+
+
+def test_where_two_surfaces_meet_less_is_sure():
+    draw = torch.Generator().manual_seed(1)
+    flat = torch.rand(2, 1500, 2, generator=draw)
+    floor = torch.cat([flat[0], torch.zeros(1500, 1)], 1)
+    wall = torch.cat([torch.zeros(1500, 1), flat[1]], 1)
+    surface = surface_of(torch.cat([floor, wall]))
+    along = torch.linspace(0.2, 0.8, 60)[:, None] * torch.tensor([0.0, 1, 0])
+    _, _, edge = surface.planes(along + 0.3 * surface.spacing * torch.tensor([1.0, 0, 1]))
+    _, normal, open_ = surface.planes(torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5]]))
+    assert float(edge.mean()) < 0.75
+    assert float(open_.min()) > 0.95
+    torch.testing.assert_close(normal.abs(), torch.tensor([[0.0, 0, 1], [1.0, 0, 0]]), atol=0.02, rtol=0)
+
+
+def test_surfels_cover_the_surface_evenly():
+    surface = surface_of(scattered(600))
+    places, normals, log_sizes = surface.surfels(3000, seed=0)
+    assert 2500 < len(places) <= 3000
+    torch.testing.assert_close(places.norm(dim=1), torch.ones(len(places)), atol=0.01, rtol=0)
+    assert float((F.normalize(places, dim=1) * normals).sum(1).abs().mean()) > 0.999
+    gap = torch.cdist(spiral(2000), places).amin(1)
+    assert float(gap.max()) < 4 * float(log_sizes.exp().median()), "a hole"
+    assert torch.equal(places, surface.surfels(3000, seed=0)[0])
+
+
+def test_surfels_take_the_place_of_what_is_near_the_points_alone():
+    surface = surface_of(scattered(600))
+    means = torch.tensor([[1.02, 0.0, 0.0], [0.0, 0.99, 0.0], [0.0, 0.0, 3.0]])
+    params = {
+        "means": means,
+        "quats": torch.tensor([[1.0, 0, 0, 0]]).repeat(3, 1),
+        "log_scales": torch.full((3, 3), -3.0),
+        "logit_opacities": torch.tensor([0.1, 0.2, 0.3]),
+        "sh0": torch.ones(3, 1, 3),
+        "shN": torch.ones(3, 15, 3),
+    }
+    tensors, surfels = covered(params, surface, 1000, 0.02, seed=0)
+    assert len(tensors["means"]) == surfels + 1 <= 1000
+    torch.testing.assert_close(tensors["means"][surfels:], means[2:])
+    torch.testing.assert_close(tensors["shN"][surfels:], params["shN"][2:])
+    axes = px.shortest_axes(tensors["quats"], tensors["log_scales"])[:surfels]
+    assert float((axes * F.normalize(tensors["means"][:surfels], dim=1)).sum(1).abs().mean()) > 0.999
+
+
+@pytest.mark.parametrize(("towards", "sign"), [((0.0, 0.0, 1.0), 1), ((0.0, 0.0, -1.0), -1), ((1.0, 0.0, -0.1), 1)])
+def test_a_wall_that_is_seen_from_behind_turns_its_normal(towards, sign):
+    """At an outline, where normals point a little away, they stay."""
+    features = torch.zeros(1, 1, px.CHANNELS)
+    features[..., 8] = 1.0
+    ray = -F.normalize(torch.tensor(towards), dim=0)
+    one = torch.ones(1, 1, 1)
+    pixels = px.pixels_of(features, one, one, torch.zeros(3), ray[None, None])
+    torch.testing.assert_close(pixels.surface.normal, torch.tensor([[0.0, 0.0, float(sign)]]))
