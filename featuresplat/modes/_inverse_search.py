@@ -35,8 +35,8 @@ SPREADS = 80
 """Times that what remains is averaged over neighbours."""
 VIVID = 0.1
 """Relative change from view to view at which a Gaussian begins to look like metal; at twice that it does."""
-CREDIT = 0.03
-"""Cost that is forgiven to metal where it looks like metal: the normals' errors cost metal more."""
+CREDIT = 0.006
+"""Residual that is forgiven to metal where it looks like metal: the normals' errors cost metal more."""
 MATT = 0.0003
 """Cost that the smoothest surface has to make up for."""
 EXPLAINED, WHOLE = 0.06, 0.15
@@ -99,24 +99,25 @@ def searched(
     chosen = views.chosen[:: -(-len(views.chosen) // VIEWS)]
     shaded = [_shaded(g, features, light, views, i, occluders, cells) for i in chosen]
     color = torch.full((len(g), len(KINDS), 3), 0.5, device=normals.device)
-    trusts = [s.trust.expand(-1, len(KINDS)) for s in shaded]
-    cost = torch.zeros(len(g), len(KINDS), device=normals.device)
+    trusts, residuals = [s.trust.expand(-1, len(KINDS)) for s in shaded], []
     for _ in range(ROUNDS):
         color = _colors(g, shaded, trusts, views)
         both = [_residual(g, s, color, views) for s in shaded]
         residuals, trusts = [r for r, _ in both], [t for _, t in both]
-        cost = _lifted_mean(g, shaded, [r * (WHOLE / (r + EXPLAINED)) for r in residuals], views)
     roughness, metallic = torch.tensor([(LEVELS[level].roughness, m) for level, m in KINDS]).to(normals).T
+    # Metal or not shows in how much is wrong in all; how rough it is, in how much is right.
+    cost = _lifted_mean(g, shaded, residuals, views)
     cost = cost - CREDIT * ((_vividness(g, shaded, views) / VIVID - 1).clamp(0, 1) @ metallic[None])
-    cost = cost + MATT * (1 - roughness)
+    fit = _lifted_mean(g, shaded, [r * (WHOLE / (r + EXPLAINED)) for r in residuals], views) + MATT * (1 - roughness)
+    both = torch.cat([cost, fit], 1)
     for _ in range(SPREADS):
-        cost = near @ cost
+        both = near @ both
+    cost, fit = both.split(len(KINDS), 1)
     residual, best = cost.min(1)
     # What fits about as well has its share: between matt and dull there is little to see.
-    share = torch.softmax(torch.where(metallic == metallic[best, None], -cost / UNSURE, -torch.inf), 1)
+    share = torch.softmax(torch.where(metallic == metallic[best, None], -fit / UNSURE, -torch.inf), 1)
     color = (share[..., None] * color).sum(1)
-    residual = residual.clamp(0, 0.9 * WHOLE)
-    return Guess(color, share @ roughness, metallic[best], EXPLAINED * residual / (WHOLE - residual))
+    return Guess(color, share @ roughness, metallic[best], residual.clamp_min(0))
 
 
 def _vividness(g: Gaussians, shaded: list[_Shaded], views: Views) -> Tensor:

@@ -80,7 +80,7 @@ class Mode(static.Mode):
         if self.surface is not None and not finished_inverse(config):
             params = {k: v.detach() for k, v in self.gaussian_params.items()}
             views = self._views() if inputs.dataset is not None else None
-            params = resurfaced(params, self.surface, inputs.config.model.budget, FLAT, inputs.config.seed, views)
+            params = resurfaced(params, self.surface, inputs, FLAT, views)
             self.gaussian_params = {k: Parameter(v.to(inputs.device)) for k, v in params.items()}
         self.planes: tuple[Tensor, Tensor, Tensor] | None = None
         means = self.gaussian_params["means"]
