@@ -143,9 +143,9 @@ class Mode(static.Mode):
 
     def before_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         stage = self._stage_at(step / max(self.config.steps - 1, 1))
-        if stage != self.stage:
-            self.stage = stage
-            self._enter(stage, optimizer)
+        for entered in range(self.stage + 1, stage + 1):  # each in its turn, however few the steps
+            self.stage = entered
+            self._enter(entered, optimizer)
         if self.stage != RADIANCE and step % EVERY == 0:
             self.light.pull()
         means = self.gaussian_params["means"]

@@ -96,6 +96,32 @@ def test_densification_ends_with_the_radiance_stage(tiny, tmp_path):
     assert len(after) == 1
 
 
+def test_two_steps_pass_through_all_stages(tiny, tmp_path):
+    scene = train(tiny, small(tmp_path / "run", 2), progress=False)
+    assert float(scene.mode_state["gaussian.progress"].max()) > 0
+
+
+def test_geometry_holds_still_while_materials_are_found(tiny, tmp_path):
+    """What light reaches whom was found for it; only normals still turn."""
+    config = small(tmp_path / "run", 16)
+    config.inverse.stages = (0.25, 0.5, 0.75)
+    seen = {}
+
+    def look(trainer: Trainer) -> None:
+        assert isinstance(trainer.mode, Mode)
+        params = {k: v.detach().clone() for k, v in trainer.mode.gaussian_params.items()}
+        seen.setdefault(trainer.mode.stage, params)
+        seen["last"] = params
+
+    train(tiny, config, progress=False, watch=look)
+    assert {0, 1, 2, 3} <= set(seen)
+    for name in ("means", "logit_opacities"):
+        assert not torch.equal(seen[0][name], seen[1][name]), "nothing moved before: the test says nothing"
+        assert torch.equal(seen[1][name], seen["last"][name])
+    assert not torch.equal(seen[1]["base_color"], seen["last"]["base_color"])
+    assert not torch.equal(seen[1]["sh0"], seen["last"]["sh0"])
+
+
 def test_resumed_training_equals_an_uninterrupted_one_to_the_bit(tiny, tmp_path, monkeypatch):
     """Stopped in the diffuse stage, between two steps of the light."""
     config = small(tmp_path / "straight", 40)
