@@ -206,7 +206,7 @@ def train_row(folder: Path, a: argparse.Namespace, steps: int, start: Path, out:
     config.steps, config.seed, config.coarse_to_fine = steps, a.seed, ()
     config.data.downscale = a.downscale
     inverse = replace(config.inverse, start=start.resolve(), **options)
-    model = replace(config.model, sh_degree=scene.gaussians.sh_degree, budget=len(scene.gaussians))
+    model = replace(config.model, sh_degree=scene.gaussians.sh_degree, budget=a.surfels or len(scene.gaussians))
     config = replace(config, out=out, inverse=inverse, model=model, overwrite=True, report=False, eval_every=10**9)
     train(folder, config, progress=False)
 
@@ -273,6 +273,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--static", type=Path, metavar="RUN", help="a finished static run to start from")
     parser.add_argument("--static-steps", type=int, default=5000)
     parser.add_argument("--budget", type=int, default=40000, help="most Gaussians of the static run")
+    parser.add_argument("--surfels", type=int, metavar="N", help="budget of the rows; default: the static run's number")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--config", default="inverse", help="preset or YAML file")
     parser.add_argument("--steps", type=int, default=1500, help="of each row, after the surface")

@@ -35,7 +35,7 @@ SPREADS = 80
 """Times that what remains is averaged over neighbours."""
 VIVID = 0.1
 """Relative change from view to view at which a Gaussian begins to look like metal; at twice that it does."""
-CREDIT = 0.006
+CREDIT = 0.002
 """Residual that is forgiven to metal where it looks like metal: the normals' errors cost metal more."""
 MATT = 0.0003
 """Cost that the smoothest surface has to make up for."""
@@ -99,16 +99,17 @@ def searched(
     chosen = views.chosen[:: -(-len(views.chosen) // VIEWS)]
     shaded = [_shaded(g, features, light, views, i, occluders, cells) for i in chosen]
     color = torch.full((len(g), len(KINDS), 3), 0.5, device=normals.device)
-    trusts, residuals = [s.trust.expand(-1, len(KINDS)) for s in shaded], []
+    trusts, differences = [s.trust.expand(-1, len(KINDS)) for s in shaded], []
     for _ in range(ROUNDS):
         color = _colors(g, shaded, trusts, views)
-        both = [_residual(g, s, color, views) for s in shaded]
-        residuals, trusts = [r for r, _ in both], [t for _, t in both]
+        both = [_differences(s, _shown(g, s, color, views)) for s in shaded]
+        differences, trusts = [d for d, _ in both], [t for _, t in both]
     roughness, metallic = torch.tensor([(LEVELS[level].roughness, m) for level, m in KINDS]).to(normals).T
     # Metal or not shows in how much is wrong in all; how rough it is, in how much is right.
-    cost = _lifted_mean(g, shaded, residuals, views)
+    cost = _mean_error(g, shaded, differences, views)
     cost = cost - CREDIT * ((_vividness(g, shaded, views) / VIVID - 1).clamp(0, 1) @ metallic[None])
-    fit = _lifted_mean(g, shaded, [r * (WHOLE / (r + EXPLAINED)) for r in residuals], views) + MATT * (1 - roughness)
+    sizes = [d.abs().mean(-1) for d in differences]
+    fit = _lifted_mean(g, shaded, [r * (WHOLE / (r + EXPLAINED)) for r in sizes], views) + MATT * (1 - roughness)
     both = torch.cat([cost, fit], 1)
     for _ in range(SPREADS):
         both = near @ both
@@ -200,23 +201,39 @@ def _colors(g: Gaussians, shaded: list[_Shaded], trusts: list[Tensor], views: Vi
     return ((top + 0.5 * few) / (bottom + few)).clamp(0.02, 1.0)
 
 
-def _residual(g: Gaussians, s: _Shaded, color: Tensor, views: Views) -> tuple[Tensor, Tensor]:
-    """[P, H] mean absolute difference to the photograph, in display units, TRUNCATED at most; and the weight of each in
-    the next fit of colours: that of a least absolute deviation. A lamp's reflection beside its place is an outlier of
-    a hundred times what else is seen.
-    """
+def _shown(g: Gaussians, s: _Shaded, color: Tensor, views: Views) -> Tensor:
+    """[P, H, 3] radiance of the materials in their colours [N, H, 3]."""
     out = raster.rasterize(
         g.means, g.quats, g.scales, g.opacities, None, *s.matrices, *s.size, features=color.reshape(len(g), -1),
         **views.options,
     )  # fmt: skip
     assert out.features is not None
     there = out.features.reshape(s.size[0] * s.size[1], -1)[s.rows].reshape(len(s.rows), -1, 3) / s.alpha[:, None]
-    radiance = there * s.gain + s.offset
+    return there * s.gain + s.offset
+
+
+def _differences(s: _Shaded, radiance: Tensor) -> tuple[Tensor, Tensor]:
+    """[P, H, 3] difference to the photograph, in display units, TRUNCATED at most; and the weight [P, H] of each pixel
+    in the next fit of colours: that of a least absolute deviation. A lamp's reflection beside its place is an outlier
+    of a hundred times what else is seen.
+    """
     away = (radiance.clamp(max=1) - s.radiance[:, None]).abs().mean(-1) * s.trust
     beyond = radiance.mean(-1).clamp_min(1).square()
-    shown = tone.srgb(radiance.clamp(0, 1))
-    difference = (shown - s.shown[:, None]).abs().mean(-1).clamp(max=TRUNCATED)
+    difference = (tone.srgb(radiance.clamp(0, 1)) - s.shown[:, None]).clamp(-TRUNCATED, TRUNCATED)
     return difference, s.trust / ((away + 0.05) * beyond)
+
+
+def _mean_error(g: Gaussians, shaded: list[_Shaded], differences: list[Tensor], views: Views) -> Tensor:
+    """[N, H] mean over the views of how far each Gaussian's mean colour in a view [P, H, 3] is off.
+
+    Finer patterns than a Gaussian, which no material explains, do not count.
+    """
+    total, mass = torch.zeros(()), torch.zeros(())
+    for s, d in zip(shaded, differences, strict=True):
+        sums = _lift(g, s, torch.cat([d.flatten(1), torch.ones_like(d[:, 0, :1])], 1), views)
+        total = total + sums[:, :-1].reshape(len(g), -1, 3).abs().mean(2)
+        mass = mass + sums[:, -1:]
+    return torch.where(mass > 1e-3, total / mass.clamp_min(1e-3), TRUNCATED)
 
 
 def _lifted_mean(g: Gaussians, shaded: list[_Shaded], values: list[Tensor], views: Views) -> Tensor:
