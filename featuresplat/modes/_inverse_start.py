@@ -26,7 +26,7 @@ NEIGHBOURS = 12
 FEWEST = 100
 """Points that make a box."""
 THIN = 0.02
-SEEN = 0.2
+SEEN = 0.5
 """What shows less than this past the points' surface is what mirrors showed."""
 OPAQUE = 2.0
 """Logit of the opacity of surfels."""
