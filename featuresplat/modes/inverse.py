@@ -6,8 +6,10 @@ radiance carries the image while the physical model is far off, and rises where 
 cannot (light paths that it does not know), a stays low and nothing leaks into the materials. Where I_raw has converged,
 the stationary progress is clip(1 - |I_phy - I| / (2 mask_weight), 0, 1).
 
-Stages: radiance; specular (all metal, rough and white at first); diffuse (metallic set free; shadows and reflected
-light baked); joint (progress slower). Gaussians are flat: their normal is the shortest axis.
+Stages: radiance; specular (mirrors first: they show the light); diffuse (every Gaussian begins as the material that
+explains it best; shadows and reflected light baked); joint (progress slower). Gaussians are flat: their normal is the
+shortest axis. Where the data's points lie on a surface they are laid all over it, and from the specular stage on they
+hold still: what light reaches whom was found for them.
 """
 
 from __future__ import annotations
