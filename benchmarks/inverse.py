@@ -5,9 +5,9 @@
     python benchmarks/inverse.py SCENE --out DIR --measure-only --swaps
 
 Trains the static mode once (or takes a finished run of it); from that run the radiance stage of the mode ``inverse``
-("surface"), once; and from there its other stages five times: as they are (ours); without the progress map under L1,
-and under L2, with the same search for a first guess; and both without that search, too (plain). All share the surface
-and whatever the configuration says beside that.
+("surface"), once; and from there its other stages: as they are (ours); without the progress map under L1, and under L2,
+with the same search for a first guess; and all three without that search (plain), from half bright, half rough
+dielectrics under an even light. All share the surface and whatever the configuration says beside that.
 
 What is compared, on the test views at the size that was trained:
 - novel view: PSNR of the whole image under the light of the photographs, sRGB, clipped, mean over views.
@@ -53,6 +53,7 @@ ROWS = {
     "plain L1": {"progress": False, "fit": "l1", "search": False},
     "L2 without progress": {"progress": False, "fit": "l2"},
     "L1 without progress": {"progress": False, "fit": "l1"},
+    "ours without search": {"progress": True, "fit": "l1", "search": False},
     "ours": {"progress": True, "fit": "l1"},
 }
 SWAPS = ("normal", "albedo", "roughness, metallic", "all of these")

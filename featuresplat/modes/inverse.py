@@ -55,6 +55,8 @@ WIDEST = 0.05
 """Largest standard deviation, in units of the camera extent: wider ones would stand in for the sky."""
 FLAT = 0.02
 """Thickness of a Gaussian as a share of its shorter axis."""
+FREE = 0.5
+"""Share of a pixel that is not covered from which on it shows the light."""
 AGAIN = 50
 """Steps between two looks at which planes of the points the Gaussians are near."""
 REFRESH = 100
@@ -328,6 +330,9 @@ class Mode(static.Mode):
         rows = (through.detach().reshape(-1) > 0.01).nonzero()[:, 0]
         dirs = rays.reshape(-1, 3)[rows]
         radiance = self.light.seen(dirs)
+        # What is seen past a half-covered pixel says nothing of the light: it would take the place of what covers.
+        free = through.detach().reshape(-1, 1)[rows] > FREE
+        radiance = torch.where(free, radiance, radiance.detach())
         shown = tone.display(radiance, self.config.inverse.tone) * through.reshape(-1, 1)[rows]
         return px.spread(shown, rows, view.height, view.width)
 
