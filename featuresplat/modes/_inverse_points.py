@@ -36,8 +36,6 @@ TURNED = 0.5
 """Weight of a normal's turning beside the distance, which is in spacings."""
 CROWDED = 6
 """Places that are tried for each surfel that is laid."""
-EVEN = 3.0
-"""Surfels around a point are at most that many times more than on average, or fewer."""
 COVER = 0.7
 """Standard deviation of a surfel, in distances to its neighbours."""
 
@@ -141,38 +139,25 @@ class PointSurface:
         scales[:, :2] = torch.where(change[:, None], round_, scales[:, :2])
         scales[:, 2] = scales[:, :2].amin(1) + math.log(thin)
 
-    def detail(self, rgb: Tensor) -> Tensor:
-        """[P] how much the colours [P, 3] around each point differ, in means; within EVEN of 1."""
-        near = torch.from_numpy(self._tree.query(self._tree.data, k=9, workers=-1)[1])
-        differ = rgb.cpu().float()[near].std(1).mean(1)
-        return (differ / differ.mean().clamp_min(1e-9)).clamp(1 / EVEN, EVEN)
-
     @torch.no_grad()
-    def surfels(self, count: int, seed: int, detail: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """About ``count`` places [S, 3] spread over the surface, their normals [S, 3], and log scales [S].
+    def surfels(self, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """About ``count`` places [S, 3] spread evenly over the surface, their normals [S, 3], and log scales [S].
 
-        Random places around the points, thinned to one in each cell of a grid, whose cells are as wide as the spacing
-        of the points there: where more was looked at are more points.
-
-        Args:
-            detail: [P] how many surfels each point gets in proportion to the others; None: all the same.
+        Random places around the points, as many as their spacing squared says, thinned to one in each cell of a grid.
         """
         draw = torch.Generator().manual_seed(seed)
-        many = torch.ones_like(self.spacings) if detail is None else detail.cpu().float()
-        many = many / many.sum()
-        which = torch.multinomial(many.double(), CROWDED * count, replacement=True, generator=draw)
-        radius = self.spacings.double()[which] * torch.rand(len(which), generator=draw).double().sqrt()
+        spacings = self.spacings.double()
+        area = spacings.clamp(max=4 * self.spacing).square()
+        which = torch.multinomial(area, CROWDED * count, replacement=True, generator=draw)
+        radius = spacings[which] * torch.rand(len(which), generator=draw).double().sqrt()
         angle = 2 * math.pi * torch.rand(len(which), generator=draw).double()
         around = torch.stack([radius * angle.cos(), radius * angle.sin(), torch.zeros_like(radius)], -1)
         places = self._origins[which] + (self._frames[which] @ around[..., None])[..., 0]
-        wanted = (self.spacings.clamp(max=4 * self.spacing) / (count * many).clamp_min(0.1).sqrt()).double()[which]
-        finer = 1.0
-        for _ in range(10):
-            level = (2 * (wanted * finer).log2()).round()
-            cells = torch.cat([(places / (2 ** (level / 2))[:, None]).floor(), level[:, None]], 1).long()
-            number, place = torch.unique(cells, dim=0, return_inverse=True)
-            first = torch.full((len(number),), len(places)).scatter_reduce(0, place, torch.arange(len(places)), "amin")
-            finer *= (len(first) / count) ** 0.5
+        edge = (float(area.sum()) / count) ** 0.5
+        for _ in range(8):  # the cells' number is not quite their area
+            cells, place = torch.unique((places / edge).floor().long(), dim=0, return_inverse=True)
+            first = torch.full((len(cells),), len(places)).scatter_reduce(0, place, torch.arange(len(places)), "amin")
+            edge *= (len(first) / count) ** 0.5
         first = first[torch.randperm(len(first), generator=draw)[:count]].sort().values
         foot, normal, sure = self.planes(places[first].float())
         foot, normal = foot[sure > 0], normal[sure > 0]

@@ -87,7 +87,7 @@ def started(inputs: modes.ModeInputs) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def covered(
-    params: dict[str, Tensor], surface: PointSurface, count: int, thin: float, seed: int, rgb: Tensor | None = None
+    params: dict[str, Tensor], surface: PointSurface, count: int, thin: float, seed: int
 ) -> tuple[dict[str, Tensor], int]:
     """Surfels all over the points' surface in place of the Gaussians near it; ``count`` of both together at most.
 
@@ -98,9 +98,7 @@ def covered(
     """
     _, _, sure = surface.planes(params["means"])
     kept = {k: v[sure == 0] for k, v in params.items()}
-    means, normals, sizes = surface.surfels(
-        max(count - len(kept["means"]), count // 2), seed, None if rgb is None else surface.detail(rgb)
-    )
+    means, normals, sizes = surface.surfels(max(count - len(kept["means"]), count // 2), seed)
     n = len(means)
     fresh = {
         "means": means,
@@ -118,8 +116,8 @@ def resurfaced(
     params: dict[str, Tensor], surface: PointSurface, inputs: modes.ModeInputs, thin: float, views: Views | None
 ) -> dict[str, Tensor]:
     """`covered`, without what no view sees past the surface, and in the colours of the photographs."""
-    config, rgb = inputs.config, None if inputs.points is None else inputs.points.rgb
-    tensors, surfels = covered(params, surface, config.model.budget, thin, config.seed, rgb)
+    config = inputs.config
+    tensors, surfels = covered(params, surface, config.model.budget, thin, config.seed)
     if views is None:
         return tensors
     _, shown = looks.oriented(Gaussians(**tensors), views)

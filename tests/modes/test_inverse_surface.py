@@ -100,21 +100,6 @@ def test_surfels_cover_the_surface():
     assert torch.equal(places, surface.surfels(3000, seed=0)[0])
 
 
-def test_surfels_are_denser_where_points_are_and_where_their_colours_differ():
-    points = scattered(1000)
-    points = torch.cat([points, F.normalize(points[points[:, 2] > 0] + 0.01 * torch.randn(1), dim=1)])
-    surface = surface_of(points)
-    colors = torch.full((len(points), 3), 0.5)
-    busy = points[:, 0] > 0
-    colors[busy] += 0.2 * (torch.arange(int(busy.sum())) % 2)[:, None]
-    detail = surface.detail(colors)
-    assert float(detail[busy].mean()) > 2 * float(detail[~busy].mean())
-    places, _, _ = surface.surfels(4000, seed=0)
-    assert float((places[:, 2] > 0).float().mean()) > 0.6
-    places, _, _ = surface.surfels(4000, seed=0, detail=detail)
-    assert float((places[:, 0] > 0).float().mean()) > 0.6
-
-
 def test_surfels_take_the_place_of_what_is_near_the_points_alone():
     surface = surface_of(scattered(600))
     means = torch.tensor([[1.02, 0.0, 0.0], [0.0, 0.99, 0.0], [0.0, 0.0, 3.0]])
