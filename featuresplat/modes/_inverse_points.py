@@ -124,22 +124,6 @@ class PointSurface:
         return (sure * (off.clamp(max=REACH) + TURNED * turned)).mean()
 
     @torch.no_grad()
-    def laid(self, params: dict[str, Tensor], thin: float) -> None:
-        """Move Gaussians onto their planes, and turn them to lie flat on these."""
-        middle, normal, sure = self.planes(params["means"])
-        there = sure > 0
-        means = params["means"]
-        flat = means - ((means - middle) * normal).sum(1, keepdim=True) * normal
-        means.copy_(torch.where(there[:, None], flat, means))
-        turned = (px.shortest_axes(params["quats"], params["log_scales"]) * normal).sum(1).abs() < 0.9
-        change = there & turned
-        params["quats"].copy_(torch.where(change[:, None], lying(normal), params["quats"]))
-        scales = params["log_scales"]
-        round_ = scales[:, :2].mean(1, keepdim=True).expand(-1, 2)
-        scales[:, :2] = torch.where(change[:, None], round_, scales[:, :2])
-        scales[:, 2] = scales[:, :2].amin(1) + math.log(thin)
-
-    @torch.no_grad()
     def surfels(self, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """About ``count`` places [S, 3] spread evenly over the surface, their normals [S, 3], and log scales [S].
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from featuresplat.modes import _inverse_pixels as px
-from featuresplat.modes._inverse_points import PointSurface
+from featuresplat.modes._inverse_points import PointSurface, lying
 from featuresplat.modes._inverse_start import covered
 
 
@@ -41,26 +41,23 @@ def test_points_that_are_too_few_or_too_noisy_have_no_surface():
     assert PointSurface.of(spiral(2000)) is not None
 
 
-def test_gaussians_are_laid_onto_the_points_and_pulled_there():
-    surface = PointSurface.of(spiral(2000))
-    assert surface is not None
+def test_gaussians_are_pulled_to_where_the_points_are():
+    surface = surface_of(spiral(2000))
     g = torch.Generator().manual_seed(1)
     out = F.normalize(torch.randn(300, 3, generator=g), dim=1)
     near = 1 + surface.spacing * (2 * torch.rand(300, 1, generator=g) - 1)
     means = torch.cat([out * near, torch.tensor([[3.0, 0.0, 0.0]])])
-    params = {
-        "means": means.clone(),
-        "quats": torch.randn(301, 4, generator=g),
-        "log_scales": torch.tensor([-4.0, -4.0, -8.0]).repeat(301, 1),
-    }
-    before = surface.pull(**params, planes=surface.planes(means))
-    surface.laid(params, 0.02)
-    after = surface.pull(**params, planes=surface.planes(params["means"]))
+    quats, log_scales = torch.randn(301, 4, generator=g), torch.tensor([-4.0, -4.0, -8.0]).repeat(301, 1)
+    foot, normal, sure = surface.planes(means)
+    before = surface.pull(means, quats, log_scales, (foot, normal, sure))
+    there = (sure > 0)[:, None]
+    laid, turned = torch.where(there, foot, means), torch.where(there, lying(normal), quats)
+    after = surface.pull(laid, turned, log_scales, surface.planes(laid))
     assert float(after) < 0.1 * float(before)
-    torch.testing.assert_close(params["means"][:300].norm(dim=1), torch.ones(300), atol=0.02, rtol=0)
-    axes = px.shortest_axes(params["quats"], params["log_scales"])[:300]
+    torch.testing.assert_close(laid[:300].norm(dim=1), torch.ones(300), atol=0.02, rtol=0)
+    axes = px.shortest_axes(turned, log_scales)[:300]
     assert float((axes * out).sum(1).abs().min()) > 0.85
-    torch.testing.assert_close(params["means"][300], means[300])  # far from all points: left alone
+    assert float(sure[300]) == 0  # far from all points: left alone
 
 
 def test_normals_of_a_bent_surface_are_those_of_the_place_that_is_asked_for():
