@@ -49,7 +49,7 @@ class InverseConfig:
     spread_weight: float = 1.0
     """Pull of the Gaussians along a ray to one depth."""
     opaque_weight: float = 0.1
-    """Pull of every pixel to be either covered or empty."""
+    """Pull of every pixel to be either covered or empty, while geometry is found."""
     smooth_weight: float = 0.02
     """Smoothness of roughness and metallic where the image is smooth."""
     material_lr: float = 0.02

@@ -55,8 +55,6 @@ def shading_terms(out: RenderOutput, batch: modes.Batch, view: dict[str, Any], c
         used = batch.mask.reshape(-1)[pixels.rows]
         mixed, truth = mixed[used], truth[used]
     terms |= objective(mixed, truth, progress, c.mask_weight, c.fit)
-    if c.opaque_weight:
-        terms["opaque"] = c.opaque_weight * (alpha * (1 - alpha)).mean()
     if c.smooth_weight:
         maps = features[..., 3:5] / alpha.detach().clamp_min(px.LEAST_ALPHA)
         terms["smooth"] = c.smooth_weight * _edge_aware(maps, batch.truth, alpha[..., 0].detach() > 0.5)

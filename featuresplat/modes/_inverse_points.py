@@ -49,7 +49,7 @@ class PointSurface:
     Attributes:
         spacing: median distance from a point to its fourth nearest.
         spacings: [P] that distance of each point.
-        straying: median standard deviation of points about their quadric, in spacings.
+        straying: mean distance of a point's neighbours from its quadric, in spacings, the median over the points.
     """
 
     def __init__(self, xyz: Tensor):

@@ -106,9 +106,9 @@ def searched(
         differences, trusts = [d for d, _ in both], [t for _, t in both]
     roughness, metallic = torch.tensor([(LEVELS[level].roughness, m) for level, m in KINDS]).to(normals).T
     # Metal or not shows in how much is wrong in all; how rough it is, in how much is right.
-    cost = _mean_error(g, shaded, differences, views)
+    cost = _lifted_mean(g, shaded, differences, views)
     cost = cost - CREDIT * ((_vividness(g, shaded, views) / VIVID - 1).clamp(0, 1) @ metallic[None])
-    sizes = [d.abs().mean(-1) for d in differences]
+    sizes = [d.abs().mean(-1, keepdim=True) for d in differences]
     fit = _lifted_mean(g, shaded, [r * (WHOLE / (r + EXPLAINED)) for r in sizes], views) + MATT * (1 - roughness)
     both = torch.cat([cost, fit], 1)
     for _ in range(SPREADS):
@@ -223,23 +223,15 @@ def _differences(s: _Shaded, radiance: Tensor) -> tuple[Tensor, Tensor]:
     return difference, s.trust / ((away + 0.05) * beyond)
 
 
-def _mean_error(g: Gaussians, shaded: list[_Shaded], differences: list[Tensor], views: Views) -> Tensor:
-    """[N, H] mean over the views of how far each Gaussian's mean colour in a view [P, H, 3] is off.
+def _lifted_mean(g: Gaussians, shaded: list[_Shaded], values: list[Tensor], views: Views) -> Tensor:
+    """[N, H] mean over the views of the size of each Gaussian's mean in a view of [P, H, C]; TRUNCATED where it never
+    shows.
 
-    Finer patterns than a Gaussian, which no material explains, do not count.
+    Of differences with their signs, patterns finer than a Gaussian, which no material explains, do not count.
     """
     total, mass = torch.zeros(()), torch.zeros(())
-    for s, d in zip(shaded, differences, strict=True):
-        sums = _lift(g, s, torch.cat([d.flatten(1), torch.ones_like(d[:, 0, :1])], 1), views)
-        total = total + sums[:, :-1].reshape(len(g), -1, 3).abs().mean(2)
-        mass = mass + sums[:, -1:]
-    return torch.where(mass > 1e-3, total / mass.clamp_min(1e-3), TRUNCATED)
-
-
-def _lifted_mean(g: Gaussians, shaded: list[_Shaded], values: list[Tensor], views: Views) -> Tensor:
-    """[N, H] means of [P, H] over the pixels where each Gaussian shows; TRUNCATED where it never does."""
-    total, mass = torch.zeros(()), torch.zeros(())
     for s, v in zip(shaded, values, strict=True):
-        sums = _lift(g, s, torch.cat([v, torch.ones_like(v[:, :1])], 1), views)
-        total, mass = total + sums[:, :-1], mass + sums[:, -1:]
+        sums = _lift(g, s, torch.cat([v.flatten(1), torch.ones_like(v[:, 0, :1])], 1), views)
+        total = total + sums[:, :-1].reshape(len(g), *v.shape[1:]).abs().mean(2)
+        mass = mass + sums[:, -1:]
     return torch.where(mass > 1e-3, total / mass.clamp_min(1e-3), TRUNCATED)

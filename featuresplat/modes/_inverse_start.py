@@ -127,11 +127,6 @@ def resurfaced(
     return tensors
 
 
-def finished_inverse(config: InverseConfig) -> bool:
-    """The run to start from has materials already."""
-    return config.start is not None and "light" in (read_scene_folder(config.start).mode_state or {})
-
-
 def started_light(inputs: modes.ModeInputs) -> Tensor | None:
     """[6, S, S, 3] logarithm of the light of ``config.inverse.start``; None where that run has none."""
     path = inputs.config.inverse.start

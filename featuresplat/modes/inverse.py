@@ -34,7 +34,6 @@ from featuresplat.modes._inverse_losses import shading_terms, surface_terms
 from featuresplat.modes._inverse_points import PointSurface
 from featuresplat.modes._inverse_start import (
     check_stages,
-    finished_inverse,
     first_light,
     inside,
     on_environment,
@@ -81,7 +80,8 @@ class Mode(static.Mode):
             oriented(self.gaussian_params)
         points = inputs.points if config.points_weight else None
         self.surface = PointSurface.of(None if points is None else points.xyz)
-        if self.surface is not None and not finished_inverse(config):
+        before = started_light(inputs)
+        if self.surface is not None and before is None:  # a run with a light has its surface
             params = {k: v.detach() for k, v in self.gaussian_params.items()}
             views = self._views() if inputs.dataset is not None else None
             params = resurfaced(params, self.surface, inputs, FLAT, views)
@@ -92,7 +92,7 @@ class Mode(static.Mode):
             self.gaussian_params[name] = Parameter(means.new_zeros(len(means), channels))
         first = first_light(inputs)
         self.light = FittedLight(config.light_size, first, inputs.device, config.white_weight, config.even_weight)
-        if (before := started_light(inputs)) is not None:
+        if before is not None:
             self.light.set(before)
         self.extra_params = self.light.params
         self.on_environment = on_environment(inputs)
@@ -127,18 +127,16 @@ class Mode(static.Mode):
         last = c.stages[-1]
         fade = 1.0 if progress < last else 0.1 ** ((progress - last) / max(1 - last, 1e-9))
         # What light reaches whom was found for these Gaussians; and the light itself could take their place.
-        held = {} if stage == RADIANCE else dict.fromkeys(("means", "log_scales", "logit_opacities"), 0.0)
-        return (
-            held
-            | {
-                "base_color": c.material_lr * fade,
-                "roughness": c.material_lr * fade,
-                "metallic": c.material_lr * fade if stage >= DIFFUSE else 0.0,
-                # Which Gaussians are mirrors was measured; the specular stage does not question it.
-                "progress": c.progress_lr * {SPECULAR: 0.0, JOINT: 0.25}.get(stage, 1.0),
-            }
-            | {k: c.light_lr * fade * DAMPED**level for level, k in enumerate(self.extra_params)}
-        )
+        held = () if stage == RADIANCE else ("means", "log_scales", "logit_opacities")
+        materials = {
+            "base_color": c.material_lr * fade,
+            "roughness": c.material_lr * fade,
+            "metallic": c.material_lr * fade if stage >= DIFFUSE else 0.0,
+            # Which Gaussians are mirrors was measured; the specular stage does not question it.
+            "progress": c.progress_lr * {SPECULAR: 0.0, JOINT: 0.25}.get(stage, 1.0),
+        }
+        light = {k: c.light_lr * fade * DAMPED**level for level, k in enumerate(self.extra_params)}
+        return dict.fromkeys(held, 0.0) | materials | light
 
     def _stage_at(self, progress: float) -> int:
         return sum(progress >= share and share < 1 for share in self.config.inverse.stages)
@@ -189,12 +187,12 @@ class Mode(static.Mode):
             self._begin_diffuse()  # the light is better known now
 
     def _begin_specular(self) -> None:
-        self.light.filter()
         g, sides = self.at().detach(), self.sides
         assert sides is not None
         if self.config.inverse.search:
             self._take(guess.mirrors(g, sides, self._views(), self.light, self.baked))
         else:
+            self.light.filter()
             self._take({k: v.new_full(v.shape, PLAIN[k]) for k, v in self.gaussian_params.items() if k in PLAIN})
 
     def _begin_diffuse(self) -> None:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from directions import spiral
 from torch.nn import functional as F
 
 from featuresplat import raster
@@ -19,13 +20,6 @@ from featuresplat.shading.deferred import Lighting, Received, shade
 from featuresplat.types import Cameras, Gaussians
 
 CPU = torch.device("cpu")
-
-
-def spiral(count: int) -> torch.Tensor:
-    """[N, 3] unit directions, evenly spread."""
-    k = torch.arange(count) + 0.5
-    z, phi = 1 - 2 * k / count, math.pi * (3 - math.sqrt(5)) * k
-    return torch.stack([(1 - z * z).sqrt() * phi.cos(), (1 - z * z).sqrt() * phi.sin(), z], 1)
 
 
 def test_lamps_are_brightened_until_the_mean_has_grown():

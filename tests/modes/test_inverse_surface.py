@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
+from directions import spiral
 from torch.nn import functional as F
 
 from featuresplat.modes import _inverse_pixels as px
 from featuresplat.modes._inverse_points import PointSurface, lying
 from featuresplat.modes._inverse_start import covered
-
-
-def spiral(count: int) -> torch.Tensor:
-    """[N, 3] unit directions, evenly spread."""
-    k = torch.arange(count) + 0.5
-    z, phi = 1 - 2 * k / count, math.pi * (3 - math.sqrt(5)) * k
-    return torch.stack([(1 - z * z).sqrt() * phi.cos(), (1 - z * z).sqrt() * phi.sin(), z], 1)
 
 
 def scattered(count: int, noise: float = 0.0) -> torch.Tensor:
