@@ -110,4 +110,8 @@ def _restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, dict[str
     for group in optimizer.param_groups:
         if group["name"] in saved:
             p = group["params"][0]
-            optimizer.state[p] = {k: v.to(p.device) if k != "step" else v for k, v in saved[group["name"]].items()}
+            # As torch's own load_state_dict: only a fused Adam counts its steps where the parameter lives.
+            counts_there = bool(group.get("fused") or group.get("capturable"))
+            optimizer.state[p] = {
+                k: v.to(p.device) if k != "step" or counts_there else v for k, v in saved[group["name"]].items()
+            }

@@ -9,10 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from featuresplat import raster, registry
+from featuresplat import __version__, raster, registry
 from featuresplat.datasets import Dataset, load_dataset
 from featuresplat.errors import FeaturesplatError
 from featuresplat.io.atomic import atomic_write_json
@@ -129,10 +130,16 @@ def rendered_views(
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    return {"featuresplat": metadata.version("featuresplat"), "torch": torch.__version__} | {
+    """Versions of what the numbers depend on. A checkout that is not installed has the version of its sources."""
+    try:
+        own = metadata.version("featuresplat")
+    except metadata.PackageNotFoundError:
+        own = f"{__version__} (not installed)"
+    return {
+        "featuresplat": own,
+        "torch": torch.__version__,
         "python": platform.python_version(),
-        "numpy": metadata.version("numpy"),
+        "numpy": np.__version__,
     }
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 
+import featuresplat
 from featuresplat.config import TrainConfig
 from featuresplat.datasets import load_dataset
 from featuresplat.errors import FeaturesplatError
-from featuresplat.evaluate import dataset_of, evaluate, measure, rendered_views
+from featuresplat.evaluate import dataset_of, evaluate, measure, rendered_views, versions
 from featuresplat.scene import Scene
 from featuresplat.trainer import train
 
@@ -46,6 +48,14 @@ def test_metrics_have_the_agreed_form(folder):
     assert metrics["backend"] == "cpu"
     assert metrics["versions"]["torch"] == torch.__version__
     assert {"featuresplat", "python", "numpy"} <= set(metrics["versions"])
+
+
+def test_a_checkout_has_the_version_of_its_sources(monkeypatch):
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert versions()["featuresplat"] == f"{featuresplat.__version__} (not installed)"
 
 
 def test_the_mean_is_of_the_images_and_they_are_measured_right(folder):

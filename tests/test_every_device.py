@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from tiny_training import interrupt_at, with_everything, write_scene
 from featuresplat.cli import main
 from featuresplat.raster import cuda
 from featuresplat.scene import Scene
+from featuresplat.viewer.look import KINDS, Look
+from featuresplat.viewer.pictures import Mark, Overlay, picture
+from featuresplat.viewer.splats import splats
 
 NO_GPU = pytest.mark.skipif(
     not torch.cuda.is_available() or cuda.unavailable() is not None, reason="needs an NVIDIA GPU"
@@ -75,7 +79,8 @@ def test_a_run_is_measured_drawn_and_exported(root, device, tmp_path):
     assert told["backend"] == device
     assert told["test"]["psnr"] > 12
     run(root, device, "eval", root / "run")
-    run(root, device, "render", root / "run", "--path", "test", "--what", "rgb,depth,alpha", "--out", tmp_path / "views")
+    what = ["--path", "test", "--what", "rgb,depth,alpha"]
+    run(root, device, "render", root / "run", *what, "--out", tmp_path / "views")
     assert len(list((tmp_path / "views" / "rgb").glob("*.png"))) == 2
     assert all(v.device.type == "cpu" for v in tensors_of(Scene.load(root / "run")).values())
 
@@ -102,6 +107,22 @@ def test_fields_answer_text_points_and_boxes(root, device, tmp_path, method):
     assert picked[:, :30].mean() > picked[:, 50:].mean()
     run(root, device, "query", root / "run", "--point", 20, 30, "--view", "view_000", *masks)
     run(root, device, "query", root / "run", "--box", 10, 10, 40, 40, "--view", "view_000", "--objects", *masks)
+
+
+def test_the_viewers_pictures(root, device):
+    scene = Scene.load(root / "run").to(device)
+    count = len(scene.gaussians)
+    some = torch.arange(count, device=device) < count // 2
+    values = torch.rand(count, 3, generator=torch.Generator().manual_seed(0)).to(device)
+    colors = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
+    for kind, prompt, line in itertools.product(KINDS, (0, -1), (True, False)):
+        overlay = Overlay([Mark(some, (1.0, 0.5, 0.0), line)], values, colors)
+        look = Look(kind=kind, prompt=prompt)
+        image, depth = picture(scene, scene.cameras[0], look, overlay)
+        assert (image.dtype, tuple(image.shape)) == (torch.uint8, (60, 80, 3))
+        assert image.device == depth.device == torch.device("cpu")
+        drawn = splats(scene, scene.cameras[0], look, overlay)
+        assert 0 < len(drawn) <= count
 
 
 def test_edits_make_another_run(root, device, tmp_path):

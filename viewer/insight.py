@@ -186,7 +186,7 @@ class Insight:
         found = self.instances(scene)
 
         def paint() -> Tensor:
-            grey = torch.full((1, 3), 0.25)
+            grey = found.colors.new_full((1, 3), 0.25)
             return torch.cat([found.colors, grey])[found.ids.clamp_min(-1)]  # -1 is the last row
 
         return self._memo(paint, "instance colors", found.ids)

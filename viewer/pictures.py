@@ -83,12 +83,13 @@ def picture(scene: Scene, camera: Cameras, look: Look, overlay: Overlay) -> tupl
     background = torch.tensor(look.background, dtype=torch.float32)
     mode_kind = look.kind not in KINDS
     out = scene.render(camera, features=channels, backgrounds=background, light=look.light)
-    extra = out.features[0] if out.features is not None else torch.zeros(*out.alpha.shape[1:3], 0)
+    extra = out.features[0] if out.features is not None else out.alpha.new_zeros(*out.alpha.shape[1:3], 0)
     kind_channels = extra.shape[-1] - len(marks)
     if mode_kind:
         image = _mode_picture(scene, camera, look, background)
     else:
         image = _compose(out, extra[..., :kind_channels], look, overlay)
+    image = image.to(out.alpha.device)  # scales of colours are made on the CPU
     for i, mark in enumerate(marks):
         image = _marked(image, extra[..., kind_channels + i], mark)
     depth = torch.where(out.alpha[0, ..., 0] >= 0.5, out.depth[0, ..., 0], torch.zeros(()))
@@ -140,7 +141,7 @@ def normal_colors(normals: Tensor) -> Tensor:
 def _compose(out: RenderOutput, values: Tensor, look: Look, overlay: Overlay) -> Tensor:
     """The picture [H, W, 3] in 0..1 of the kinds that every scene has."""
     alpha = out.alpha[0]
-    rgb = out.rgb[0] if out.rgb is not None else torch.zeros(*alpha.shape[:2], 3)
+    rgb = out.rgb[0] if out.rgb is not None else alpha.new_zeros(*alpha.shape[:2], 3)
     if look.kind == "depth":
         return colorize_depth(out.depth[0, ..., 0], alpha=alpha[..., 0]).float() / 255
     if look.kind == "alpha":
@@ -148,9 +149,9 @@ def _compose(out: RenderOutput, values: Tensor, look: Look, overlay: Overlay) ->
     if look.kind == "normals":
         return normal_colors(torch.nn.functional.normalize(values, dim=-1)) * alpha
     if look.kind in ("features", "instances") and values.shape[-1] == 3:
-        return values + (1 - alpha) * torch.tensor(look.background)
+        return values + (1 - alpha) * alpha.new_tensor(look.background)
     if look.kind == "relevancy" and values.shape[-1]:
-        grey = (rgb.clamp(0, 1) * GREY).sum(-1, keepdim=True)
+        grey = (rgb.clamp(0, 1) * GREY.to(rgb)).sum(-1, keepdim=True)
         return heat(values / alpha.clamp_min(1e-3) * (alpha > 0.1), grey, look.prompt, overlay)
     return rgb
 
@@ -158,10 +159,10 @@ def _compose(out: RenderOutput, values: Tensor, look: Look, overlay: Overlay) ->
 def heat(scores: Tensor, grey: Tensor, prompt: int, overlay: Overlay) -> Tensor:
     """Scores [..., K] over a grey picture [..., 1]: one prompt as a scale, or all of them in their own colours."""
     if 0 <= prompt < scores.shape[-1]:
-        scale = colormap(scores[..., prompt]).float() / 255
+        scale = colormap(scores[..., prompt]).to(grey) / 255
         return 0.25 * grey + 0.75 * scale
     best = scores.max(dim=-1)
-    colors = torch.tensor([tuple(c) for c in overlay.colors] or [(1.0, 1.0, 1.0)])
+    colors = grey.new_tensor([tuple(c) for c in overlay.colors] or [(1.0, 1.0, 1.0)])
     strength = ((best.values - overlay.threshold) / max(1 - overlay.threshold, 1e-3)).clamp(0, 1)[..., None]
     strength = torch.where(strength > 0, 0.35 + 0.55 * strength, torch.zeros(()))
     lit = colors[best.indices.clamp_max(len(colors) - 1)] * (0.45 + 0.55 * grey)
@@ -170,7 +171,7 @@ def heat(scores: Tensor, grey: Tensor, prompt: int, overlay: Overlay) -> Tensor:
 
 def _marked(image: Tensor, share: Tensor, mark: Mark) -> Tensor:
     """A tint where a selection shows, and a line of two pixels around it."""
-    paint = torch.tensor(mark.color)
+    paint = image.new_tensor(mark.color)
     inside = share > 0.5
     edge = _edge(inside, 2 if min(inside.shape) >= 300 else 1)
     if not mark.line:

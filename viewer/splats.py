@@ -43,7 +43,7 @@ def splats(scene: Scene, camera: Cameras | None, look: Look, overlay: Overlay, b
     colors = _colors(scene, camera, look, overlay, rows)
     for mark in (m for m in overlay.marks if look.outlines and not m.line):
         mask = mark.mask if rows is None else mark.mask[rows]
-        colors = torch.where(mask[:, None], torch.lerp(colors, torch.tensor(mark.color), TINT), colors)
+        colors = torch.where(mask[:, None], torch.lerp(colors, colors.new_tensor(mark.color), TINT), colors)
     scales, quats = g.scales, torch.nn.functional.normalize(g.quats, dim=1)
     if keep is not None:
         scales, quats, colors = scales[keep], quats[keep], colors[keep]
@@ -78,8 +78,8 @@ def _colors(scene: Scene, camera: Cameras | None, look: Look, overlay: Overlay, 
         return values
     plain = scene.gaussians.colors.clamp(0, 1)
     if look.kind == "relevancy" and values is not None:
-        grey = (plain * GREY).sum(1, keepdim=True)
+        grey = (plain * GREY.to(plain)).sum(1, keepdim=True)
         if 0 <= look.prompt < values.shape[1]:
-            return 0.25 * grey + 0.75 * colormap(values[:, look.prompt]).float() / 255
+            return 0.25 * grey + 0.75 * colormap(values[:, look.prompt]).to(grey) / 255
         return heat(values, grey, look.prompt, overlay)
     return plain

@@ -70,6 +70,8 @@ class Classic:
         if len(self.sums) != grads.shape[1]:
             self.sums = torch.zeros(grads.shape[1], device=grads.device)
             self.views = torch.zeros_like(self.sums)
+        # Those of a checkpoint come from its file, on the CPU.
+        self.sums, self.views = self.sums.to(grads.device), self.views.to(grads.device)
         # The loss is a mean over the cameras; each alone would have C times the gradient.
         cameras, height, width = out.alpha.shape[:3]
         seen = (out.meta.radii > 0).all(-1)

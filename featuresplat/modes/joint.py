@@ -71,7 +71,7 @@ class Mode(static.Mode):
         codes, teacher = self.gaussian_params["codes"].detach().clone(), self.teacher
         decoder = None
         if WEIGHT in self.extra_params:
-            decoder = LinearDecoder(codes.shape[1], teacher.dim, bias=True)
+            decoder = LinearDecoder(codes.shape[1], teacher.dim, bias=True).to(codes.device)
             decoder.weight.data.copy_(self.extra_params[WEIGHT])
             decoder.bias.data.copy_(self.extra_params[BIAS])  # pyright: ignore[reportOptionalMemberAccess]
             decoder.requires_grad_(False)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from featuresplat.raster import _cuda_options as options
 from featuresplat.raster._cuda_frame import Frame, blocks, rounded, with_room
+from featuresplat.raster._cuda_memory import OutOfMemory
 from featuresplat.raster._inputs import RasterInputs
 
 
@@ -28,7 +29,8 @@ def transpose(
     scale = targets = None
     if fixed:
         # Fixed point: sums do not depend on the order. No sum exceeds the number of pixels times the greatest value.
-        most = maps.abs().amax().double() if maps.numel() else torch.ones((), dtype=torch.float64, device=frame.device)
+        # The norm reads the maps once; their absolute values would be another copy of them.
+        most = torch.linalg.vector_norm(maps, torch.inf).double() if maps.numel() else maps.new_ones(()).double()
         room = 2.0**61 / max(1, frame.cameras * frame.width * frame.height)
         scale = torch.exp2(torch.floor(torch.log2(room / torch.clamp(most, 1e-30, 1e30))))
         scale = torch.stack([scale, torch.full_like(scale, 2.0 ** int(math.log2(room)))])
@@ -45,13 +47,11 @@ def transpose(
         "tiles_x": frame.tiles_x, "alpha_max": s.alpha_max, "transmittance_min": s.transmittance_min,
     }  # fmt: skip
     grid = (frame.all_tiles, max(1, blocks(dim, 16 * constants["TILES"])))
-    if matrix and options.stores_weights(dim):
-        _by_stored_weights(frame, values, constants)
-    elif matrix:
+    if not matrix:
+        frame.launch("lift_pixels", "lift.cuh", "LiftArgs", grid, 256, values, constants)
+    elif not (options.stores_weights(dim) and _by_stored_weights(frame, values, constants)):
         shared = options.lift_shared_bytes(constants["TILES"], constants["BATCH"])
         frame.launch("lift", "lift.cuh", "LiftArgs", grid, 256, values, constants, shared)
-    else:
-        frame.launch("lift_pixels", "lift.cuh", "LiftArgs", grid, 256, values, constants)
     if targets is not None and scale is not None:
         for target, total, unit in zip((sums, weights), targets, scale, strict=True):
             if target is not None and total is not None:
@@ -62,14 +62,30 @@ _NOTHING_STORED = {"farthest": None, "ends": None, "ids": None, "rows": None, "r
 _ROW_BYTES = 128
 
 _rows_by_last_call: dict[tuple, int] = {}
-"""Pairs of patches and splats, by device and size of the images."""
+"""Pairs of patches and splats, by device, size of the images and whether it was known where pixels stop."""
 
 
-def _by_stored_weights(frame: Frame, values: dict, constants: dict) -> None:
+def _by_stored_weights(frame: Frame, values: dict, constants: dict) -> bool:
     """Queue the transpose in two steps: weights of all patches, then their product with every group of channels.
+
+    Returns:
+        False when there is no memory for the weights: nothing has been added to the sums then.
+    """
+    try:
+        _weigh_and_multiply(frame, values, constants)
+    except OutOfMemory:
+        return False
+    return True
+
+
+def _weigh_and_multiply(frame: Frame, values: dict, constants: dict) -> None:
+    """As `_by_stored_weights`.
 
     The number of weights is not known before: as for the tiles' lists, there is room for what the last call had, and a
     call that has more is queued again. Until then its kernels do nothing.
+
+    Raises:
+        OutOfMemory: before anything is added to the sums.
     """
     f, patches = frame, 8 * frame.all_tiles
     counts = f.empty("blending weights", (patches,), torch.int64)
@@ -84,7 +100,7 @@ def _by_stored_weights(frame: Frame, values: dict, constants: dict) -> None:
     f.launch("count_rows", "weigh.cu", "WeighArgs", f.all_tiles, 256, weigh, of_weigh)
     ends = torch.cumsum(counts, 0)
     pending = f.gpu.fetch(ends[-1:])
-    hint = (f.device, f.cameras, f.tiles)
+    hint = (f.device, f.cameras, f.tiles, constants["STOPS"])
     found = None
     room = _rows_by_last_call.get(hint)
     if room is None:
@@ -93,6 +109,7 @@ def _by_stored_weights(frame: Frame, values: dict, constants: dict) -> None:
     shared = options.rows_shared_bytes(constants["TILES"], constants["BATCH"])
     while True:
         room = rounded(with_room(room))
+        weigh["rows"] = rows = None  # those of the round before make room
         rows = f.empty("blending weights", (room, _ROW_BYTES), torch.uint8)
         weigh |= {"ends": ends, "rows": rows, "room": room}
         f.launch("weigh", "weigh.cu", "WeighArgs", f.all_tiles, 256, weigh, of_weigh)

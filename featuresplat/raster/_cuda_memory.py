@@ -10,17 +10,21 @@ from torch import Tensor
 from featuresplat.errors import FeaturesplatError
 
 
+class OutOfMemory(FeaturesplatError):
+    """The device has no memory left for a buffer, which the message names."""
+
+
 def empty(what: str, shape, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Uninitialised memory; running out of it names the buffer.
 
     Raises:
-        FeaturesplatError: out of memory.
+        OutOfMemory: there is none left.
     """
     try:
         return torch.empty(shape, dtype=dtype, device=device)
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:
         size = torch.Size(shape if isinstance(shape, tuple) else (shape,)).numel() * dtype.itemsize
-        raise FeaturesplatError(
+        raise OutOfMemory(
             f"out of memory on {device}: {size / 2**20:.0f} MiB for {what}",
             "Use smaller images, fewer cameras a call, fewer channels or fewer Gaussians.",
         ) from error

@@ -10,7 +10,22 @@ from featuresplat.raster._cuda_frame import Frame
 
 FEW = 16
 """Up to so many channels are blended pixel by pixel beside the colours; more go to the matrix units."""
+STORED = 128
+"""From so many channels on the transpose of blending computes the weights once and keeps them (weigh.cu, lift_rows.cu);
+with fewer every block of channels computes its own (lift.cu).
 
+Milliseconds on an H200 at the reference workload (1920x1080, a million Gaussians), with stored weights (counting them,
+computing them, their product with the maps) and without:
+
+    channels    stored                 not stored
+    128         0.04 + 0.30 + 1.33     1.80
+    256         0.04 + 0.30 + 2.66     3.60
+    512         0.04 + 0.30 + 5.27     7.14
+
+A row of weights takes 128 bytes for each patch of 8x4 pixels that a splat reaches: 10.9 million rows or 1.3 GiB there,
+and a sixteenth more as room for the next call; about as much as the maps of 170 channels. Where there is no memory for
+it, the kernel that needs none does the work.
+"""
 
 SHARED_LIMITS = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
 """Shared memory that a block may have, KiB, by architecture; 48 elsewhere."""
@@ -45,11 +60,8 @@ def lift_shape(dim: int, shared_limit: int) -> dict[str, int]:
 
 
 def stores_weights(dim: int) -> bool:
-    """Whether blending weights are computed once for all groups of channels, and kept in memory between.
-
-    By count of instructions it pays from 256 channels on; no GPU has measured it yet, so it has to be asked for.
-    """
-    return dim >= overrides.get("lift.STORED", 1 << 30)
+    """Whether blending weights are computed once for all groups of channels, and kept in memory between; `STORED`."""
+    return dim >= overrides.get("lift.STORED", STORED)
 
 
 def rows_shared_bytes(tiles: int, batch: int) -> int:
@@ -126,7 +138,7 @@ def combinations(arch: int) -> list[tuple[str, dict[str, int]]]:
         for change in ({}, {"STOPS": 0, "POWER": 2, "WEIGHTS": 1}, {"ALIGNED": 0, "FIXED": 1}):
             if (file, lift | change | shape) not in found:
                 found.append((file, lift | change | shape))
-            if matrix and dim >= 256:
+            if matrix and dim >= STORED:
                 found.append(("lift_rows.cu", lift | change | shape))
                 found.append(("weigh.cu", {n: (lift | change)[n] for n in ("STOPS", "POWER")}))
     backward = {

@@ -68,13 +68,17 @@ class Operator:
 
 
 def to_torch_csr(matrix: csr_array) -> Tensor:
+    """The same matrix in torch's form, indices of each row ascending; sorts those of ``matrix``."""
     matrix.sort_indices()
-    indptr, indices, data = (
-        torch.from_numpy(np.ascontiguousarray(a)) for a in (matrix.indptr, matrix.indices, matrix.data)
-    )
+    indptr, indices, data = (_vector(a) for a in (matrix.indptr, matrix.indices, matrix.data))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse")
         return torch.sparse_csr_tensor(indptr, indices, data, matrix.shape, check_invariants=True)
+
+
+def _vector(values: np.ndarray) -> Tensor:
+    """[n] of stride 1. NumPy leaves any stride on arrays of no or one element, which torch's sparse tensors refuse."""
+    return torch.from_numpy(np.ascontiguousarray(values)).as_strided(values.shape, (1,))
 
 
 class _Product(torch.autograd.Function):

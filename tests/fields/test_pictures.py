@@ -27,7 +27,7 @@ def test_groups_get_colours_far_apart_and_the_same_ones_each_time():
     apart = torch.cdist(centres, centres).masked_fill(torch.eye(4, dtype=torch.bool), 9.0).min()
     assert float(apart) > 5 * spread
     assert torch.equal(feature_colors(field)(codes), colors)
-    assert torch.equal(feature_colors(field)(codes[:7]), colors[:7])
+    torch.testing.assert_close(feature_colors(field)(codes[:7]), colors[:7])  # products of other shapes round otherwise
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 40])

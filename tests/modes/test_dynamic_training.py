@@ -101,7 +101,8 @@ def config(film: Path, out: Path, **changes) -> TrainConfig:
     base.model.budget, base.model.sh_degree, base.dynamic.nodes, base.dynamic.fit_steps = 6000, 0, 30, 30
     base.priors.depth = film / "depth"
     base.densify.every = 30
-    return replace(base, **{"steps": STEPS, "coarse_to_fine": (), "out": out, "report": False, "seed": 1} | changes)
+    own = {"steps": STEPS, "coarse_to_fine": (), "out": out, "report": False, "seed": 1, "device": "cpu"}
+    return replace(base, **own | changes)
 
 
 def trained(film: Path, out: Path, **changes) -> Scene:

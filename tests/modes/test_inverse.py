@@ -23,7 +23,7 @@ KINDS = ["rgb", "albedo", "normal", "roughness", "metallic"]
 def small(out: Path, steps: int) -> TrainConfig:
     config = load_config("inverse")
     config.steps = config.eval_every = steps
-    config.out, config.report = out, False
+    config.out, config.report, config.device = out, False, "cpu"
     config.model.budget, config.data.downscale, config.inverse.light_size = 1500, 1, 32
     return config
 

@@ -21,6 +21,7 @@ from featuresplat.modes._inverse_input import check_photographs
 from featuresplat.scene import Scene
 from featuresplat.trainer import train
 
+ON_CPU = ("--device", "cpu")  # where sums have an order
 STEPS = 24
 
 
@@ -45,7 +46,7 @@ def preset(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(static, preset) -> Path:
     """Its materials, in the default folder."""
-    assert cli.main(["inverse", str(static), "--config", str(preset), "--quiet"]) == 0
+    assert cli.main(["inverse", str(static), "--config", str(preset), "--quiet", *ON_CPU]) == 0
     return static.with_name("run-inverse")
 
 
@@ -63,7 +64,7 @@ def test_it_starts_from_the_run_and_ends_in_another(static, run):
 
 
 def test_it_goes_on_where_it_was_stopped(static, preset, run, tmp_path, monkeypatch, capsys):
-    out = ["--config", str(preset), "--out", str(tmp_path / "run"), "--quiet"]
+    out = ["--config", str(preset), "--out", str(tmp_path / "run"), "--quiet", *ON_CPU]
     with monkeypatch.context() as patch:
         interrupt_at(patch, STEPS // 2)
         assert cli.main(["inverse", str(static), *out]) == 130

@@ -69,6 +69,15 @@ def test_the_features_approach_the_maps(data, tmp_path, dim):
         assert scene.field()[1].decoder is not None
 
 
+def test_the_decoder_is_where_the_codes_are(data, tmp_path):
+    mode = Trainer(data / "scene", config_of(data, tmp_path / "r", dim=2), progress=False).mode
+    for params in (mode.gaussian_params, mode.extra_params):
+        params.update({k: torch.nn.Parameter(p.to("meta")) for k, p in params.items()})
+    (field,) = mode.fields().values()
+    assert field.decoder is not None
+    assert {t.device.type for t in (field.codes, *field.decoder.parameters())} == {"meta"}
+
+
 def torch_maps() -> torch.Tensor:
     values = torch.zeros(6, 8, 5)
     values[:, :4, 0], values[:, 4:, 3] = 1, 1

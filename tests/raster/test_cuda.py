@@ -50,6 +50,7 @@ def test_stored_weights_give_the_same_sums(make_scene, monkeypatch):
     """Also when the call before had fewer, and with so many features that a stream beside clears them."""
     scene = make_scene(400, channels=300, cameras=2, width=70, height=50).to("cuda")
     monkeypatch.setattr(_cuda_memory, "_AT_ONCE", 1)
+    monkeypatch.setitem(_cuda_options.overrides, "lift.STORED", 1 << 30)
     _, expected = gradients(scene)
     monkeypatch.setitem(_cuda_options.overrides, "lift.STORED", 1)
     for _ in range(2):

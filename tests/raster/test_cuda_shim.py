@@ -208,6 +208,8 @@ def test_combinations_are_shapes_that_fit():
                 assert _cuda_options.backward_shared_bytes(c) <= limit
             if file == "lift.cu":
                 assert _cuda_options.lift_shared_bytes(c["TILES"], c["BATCH"]) <= limit
+            if file == "lift_rows.cu":
+                assert _cuda_options.rows_shared_bytes(c["TILES"], c["BATCH"]) <= limit
 
 
 @pytest.mark.parametrize("channels", [3, 40, 70])

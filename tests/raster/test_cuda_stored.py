@@ -11,7 +11,8 @@ from contract import check
 from shim import ORDERS, ShimLauncher, stand_in
 
 import featuresplat as fs
-from featuresplat.raster import _cuda_lift, _cuda_options
+from featuresplat.raster import _cuda_frame, _cuda_lift, _cuda_options
+from featuresplat.raster._cuda_memory import OutOfMemory
 
 pytestmark = pytest.mark.skipif(shim.unavailable() is not None, reason=str(shim.unavailable()))
 
@@ -22,15 +23,59 @@ def _on_cpu(monkeypatch):
     monkeypatch.setitem(_cuda_options.overrides, "lift.STORED", 1)
 
 
-def lifted(scene, maps, stored: bool, power: int = 1, launcher: ShimLauncher | None = None):
+def lifted(
+    scene, maps, stored: bool, power: int = 1, launcher: ShimLauncher | None = None, chosen: str | None = None
+):  # fmt: skip
     _cuda_options.overrides["lift.STORED"] = 1 if stored else 10**6
     with stand_in(launcher or ShimLauncher()) as gpu:
         out = fs.lift(
             scene.means, scene.quats, scene.scales, scene.opacities, scene.viewmats, scene.Ks, scene.width,
             scene.height, maps, power=power, backend="cuda",
         )  # fmt: skip
-    assert ("lift_rows" in gpu.launched) == stored
+    assert (chosen or ("lift_rows" if stored else "lift")) in gpu.launched
+    assert chosen or ("lift_rows" in gpu.launched) == stored
     return out
+
+
+@pytest.mark.parametrize("channels", [_cuda_options.STORED - 1, _cuda_options.STORED])
+def test_is_chosen_by_the_number_of_channels(make_scene, channels):
+    scene = make_scene(20)
+    _cuda_options.overrides.pop("lift.STORED")
+    with stand_in(ShimLauncher()) as gpu:
+        fs.lift(
+            scene.means, scene.quats, scene.scales, scene.opacities, scene.viewmats, scene.Ks, scene.width,
+            scene.height, maps_for(scene, channels), backend="cuda",
+        )  # fmt: skip
+    assert ("lift_rows" in gpu.launched) == (channels == _cuda_options.STORED)
+    assert ("lift" in gpu.launched) == (channels < _cuda_options.STORED)
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_without_memory_for_the_weights(make_scene, monkeypatch, allowed):
+    """At once, or where there are more than in the call before: the other kernel does it, nothing is added twice."""
+    scene = make_scene(200)
+    maps = maps_for(scene, 40)
+    expected = lifted(scene, maps, False)
+    lifted(scene, maps, True)
+    for key in _cuda_lift._rows_by_last_call:
+        monkeypatch.setitem(_cuda_lift._rows_by_last_call, key, 1)
+    monkeypatch.setattr(_cuda_frame, "_STEP", 1)
+    real, asked = _cuda_frame.empty, []
+
+    def full(what, shape, dtype, device):
+        if what == "blending weights" and dtype == torch.uint8:
+            asked.append(shape)
+            if len(asked) > allowed:
+                raise OutOfMemory(f"out of memory: {what}", "Use fewer.")
+        return real(what, shape, dtype, device)
+
+    monkeypatch.setattr(_cuda_frame, "empty", full)
+    gpu = ShimLauncher()
+    found = lifted(scene, maps, True, launcher=gpu, chosen="lift")
+    assert len(asked) == allowed + 1
+    assert gpu.launched.count("lift_rows") == allowed
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
 def maps_for(scene, channels):

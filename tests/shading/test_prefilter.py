@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 
 from featuresplat.errors import FeaturesplatError
 from featuresplat.shading import cubemap, ggx, monte_carlo, prefilter
@@ -111,3 +113,30 @@ def test_gradients_by_finite_differences(filters):
 def test_sizes_that_cannot_be(size):
     with pytest.raises(FeaturesplatError, match="light_size"):
         prefilter.Prefilter(size)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0), (4, 3)])
+def test_a_matrix_of_nothing(shape):
+    operator = prefilter.Operator.of(csr_array(shape, dtype=np.float32))
+    x = torch.ones(shape[1], 2, requires_grad=True)
+    out = operator(x)
+    torch.testing.assert_close(out, torch.zeros(shape[0], 2))
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("entries", [1, 5])
+def test_matrices_whose_arrays_have_gaps(entries):
+    """A single element may have any stride and still count as without gaps."""
+    g = np.random.default_rng(0)
+    dense = np.zeros((6, 7), np.float32)
+    dense.reshape(-1)[g.choice(42, entries, replace=False)] = g.random(entries) + 0.5
+    matrix = csr_array(dense)
+    for name in ("indptr", "indices", "data"):
+        plain = getattr(matrix, name)
+        gappy = np.zeros(3 * len(plain), plain.dtype)
+        gappy[::3] = plain
+        setattr(matrix, name, gappy[::3])
+    found = prefilter.to_torch_csr(matrix)
+    torch.testing.assert_close(found.to_dense(), torch.from_numpy(dense))
+    assert found.crow_indices().stride() == found.col_indices().stride() == found.values().stride() == (1,)

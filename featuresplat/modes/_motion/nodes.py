@@ -97,7 +97,7 @@ def neighbours(paths: Tensor, queries: Tensor, count: int) -> Tensor:
         torch.cdist(part.reshape(len(part), -1), flat).topk(count, largest=False).indices
         for part in queries.split(_CHUNK)
     ]
-    return torch.cat(parts) if parts else torch.zeros(0, count, dtype=torch.long)
+    return torch.cat(parts) if parts else torch.zeros(0, count, dtype=torch.long, device=paths.device)
 
 
 def rbf_weights(points: Tensor, centres: Tensor, log_radii: Tensor, ids: Tensor) -> Tensor:

@@ -100,7 +100,8 @@ class TrainedNodes:
         self.times, self.rest = buffers["times"], int(buffers["rest"])
         self.log_radii, self.pull = buffers["log_radii"].to(device), buffers["pull"].to(device)
         self.bodies = buffers["bodies"].to(device)
-        self._edges = (buffers["edge_ids"], buffers["edge_weights"]) if "edge_ids" in buffers else None
+        edges = [buffers[name].to(device) for name in ("edge_ids", "edge_weights") if name in buffers]
+        self._edges = (edges[0], edges[1]) if edges else None
 
 
 def small_turn(vector: Tensor) -> Tensor:
