@@ -31,7 +31,8 @@ __all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll
 
 def __getattr__(name: str):
     if name in _HOMES:
-        return getattr(importlib.import_module(f"featuresplat.{_HOMES[name]}"), name)
+        found = globals()[name] = getattr(importlib.import_module(f"featuresplat.{_HOMES[name]}"), name)
+        return found
     raise AttributeError(f"module 'featuresplat' has no attribute '{name}'")
 
 

@@ -16,9 +16,6 @@ from tiny_training import interrupt_at, with_everything, write_scene
 from featuresplat.cli import main
 from featuresplat.raster import cuda
 from featuresplat.scene import Scene
-from featuresplat.viewer.look import KINDS, Look
-from featuresplat.viewer.pictures import Mark, Overlay, picture
-from featuresplat.viewer.splats import splats
 
 NO_GPU = pytest.mark.skipif(
     not torch.cuda.is_available() or cuda.unavailable() is not None, reason="needs an NVIDIA GPU"
@@ -110,6 +107,11 @@ def test_fields_answer_text_points_and_boxes(root, device, tmp_path, method):
 
 
 def test_the_viewers_pictures(root, device):
+    pytest.importorskip("featuresplat.viewer", reason="a bare checkout has no viewer: it comes with an installation")
+    from featuresplat.viewer.look import KINDS, Look
+    from featuresplat.viewer.pictures import Mark, Overlay, picture
+    from featuresplat.viewer.splats import splats
+
     scene = Scene.load(root / "run").to(device)
     count = len(scene.gaussians)
     some = torch.arange(count, device=device) < count // 2

@@ -32,7 +32,7 @@ FS_KERNEL_OCCUPANCY(32 * WARPS, (WIDE ? (AHEAD ? 2 : kWideWarps / WARPS) : CHANN
   uint32_t moments[4][2];
   make_fields(s, patch, seen, moments);
 #endif
-  float T = inside ? a.left[pixel] : 1.f, behind = 0;
+  float T = inside ? transmittance_of(a.left[pixel]) : 1.f, behind = 0;
 
   // Up to 8 splats from ring place head on, far to near; `row` is the first one's in s.dots.
   auto take = [&](int head, int members, int row) {

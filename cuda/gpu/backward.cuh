@@ -45,7 +45,7 @@ struct BackwardArgs {
   const float* rows;         // features [N, dim]
   const float* backgrounds;  // [C, 3] or null
   const float *v_rgb, *v_features, *v_alpha, *v_depth;  // incoming, each may be null
-  const float *alpha, *depth;  // as rendered
+  const float* depth;  // as rendered
   const int32_t* last;
   const float* left;
   const uint32_t* written;   // with ORDERED: the pair of each place, and where the sums of each pair end
@@ -113,7 +113,7 @@ FS_DEVICE void read_gradients(const BackwardArgs& a, int camera, int64_t pixel, 
     }
   }
   if (a.v_alpha) s.weight += a.v_alpha[pixel];
-  const float alpha = a.v_depth ? a.alpha[pixel] : 0;
+  const float alpha = a.v_depth ? alpha_of(a.left[pixel]) : 0;
   if (alpha > 0) {  // depth = sum(w z) / sum(w)
     const float v = a.v_depth[pixel] / alpha;
     s.z = v, s.weight -= v * a.depth[pixel];

@@ -18,7 +18,7 @@ struct BlendArgs {
   const float* backgrounds;  // [C, 3] or null
   float *rgb, *features, *alpha, *depth;  // rgb may be null
   int32_t* last;             // [C, H, W] how many of its tile's entries a pixel used; with RGB may be null
-  float* left;               // [C, H, W] transmittance behind them; or null
+  float* left;               // [C, H, W] transmittance behind them and alpha: see pack_left; or null
   const int32_t* only_if;    // nothing to do while this is 0; or null
   int64_t dim;
   int32_t width, height, tiles, tiles_x;
@@ -129,7 +129,7 @@ FS_KERNEL_OCCUPANCY(256, (CHANNELS > 4 ? 2 : CHANNELS > 0 ? 3 : 4), blend, const
     const float rest = 1 - alpha;
     a.alpha[pixel] = alpha, a.depth[pixel] = alpha > 0 ? depth / alpha : 0;
     if (a.last) a.last[pixel] = last;
-    if (a.left) a.left[pixel] = T;
+    if (a.left) a.left[pixel] = pack_left(T, alpha);
     if (a.rgb) {
       const float* background = a.backgrounds ? a.backgrounds + 3 * place.camera : nullptr;
       a.rgb[3 * pixel] = background ? fmaf(rest, background[0], red) : red;

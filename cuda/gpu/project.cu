@@ -6,12 +6,12 @@
 struct ProjectArgs {
   const float *means, *quats, *scales, *opacities, *colors, *viewmats, *Ks;
   const uint8_t* excluded;  // [N] Gaussians to leave out, or null
-  float* means2d;           // [C, N, 2] and so on
+  float* means2d;           // [C, N, 2] and so on: for the caller; all of them or none
   int32_t* radii;
   float *depths, *conics;
   int32_t* keys;            // [C, N] bits of the depth, kNever where not drawn; for make_splats sorted within each camera
   const int64_t* order;     // [C, N] ids in that order
-  int64_t* found;           // [0] pairs (by tiles.cu), [1] splats, [2] set to 1 when a camera is not finite
+  int64_t* found;           // [0] pairs (by tiles.cu), [1] splats, [2] whether a camera is not finite
   int64_t* firsts;          // [C + 1] the first splat of each camera
   Splat* splats;            // [capacity]
   int64_t* spans;           // [capacity] tiles that each reaches
@@ -98,23 +98,24 @@ FS_KERNEL(128, project, const ProjectArgs a) {
   const int camera = blockIdx.y;
   if (id >= a.n) return;
   const View view = view_of(a.viewmats, a.Ks, camera, a.width, a.height);
-  if (id == 0 && !view.finite) a.found[2] = 1;
   const int64_t slot = camera * a.n + id;
   Splat o;
   int32_t radii[2] = {0, 0};
   float conic[3] = {0, 0, 0};
   const bool drawn = view.finite && !(a.excluded && a.excluded[id]) && project_one(a, view, id, o, radii, conic);
   a.keys[slot] = drawn ? static_cast<int32_t>(fs_float_as_uint(o.z)) : kNever;
+  if (!a.means2d) return;
   a.means2d[2 * slot] = drawn ? o.x : 0, a.means2d[2 * slot + 1] = drawn ? o.y : 0;
   a.radii[2 * slot] = drawn ? radii[0] : 0, a.radii[2 * slot + 1] = drawn ? radii[1] : 0;
   a.depths[slot] = drawn ? o.z : 0;
   for (int k = 0; k < 3; ++k) a.conics[3 * slot + k] = drawn ? conic[k] : 0;
 }
 
-// One thread: where each camera's splats begin. Those not drawn were sorted to the end.
+// One thread: where each camera's splats begin, and whether all cameras are finite. Those not drawn were sorted to the end.
 FS_KERNEL(32, count_splats, const ProjectArgs a) {
   if (threadIdx.x != 0) return;
   int64_t first = 0;
+  bool finite = true;
   for (int camera = 0; camera < a.cameras; ++camera) {
     a.firsts[camera] = first;
     const int32_t* keys = a.keys + camera * a.n;
@@ -125,8 +126,10 @@ FS_KERNEL(32, count_splats, const ProjectArgs a) {
       else low = middle + 1;
     }
     first += low;
+    finite = finite && view_of(a.viewmats, a.Ks, camera, a.width, a.height).finite;
   }
   a.firsts[a.cameras] = a.found[1] = first;
+  a.found[2] = finite ? 0 : 1;
 }
 
 // One thread for each splat. One with a colour that is not finite stays without tiles, and the caller is told 0.
@@ -152,7 +155,7 @@ FS_KERNEL(128, make_splats, const ProjectArgs a) {
   const float4* from = reinterpret_cast<const float4*>(&o);
   float4* to = reinterpret_cast<float4*>(a.splats + rank);
   for (int i = 0; i < 4; ++i) to[i] = from[i];
-  if (healthy) return;
+  if (healthy || !a.means2d) return;
   const int64_t slot = camera * a.n + id;
   for (int k = 0; k < 2; ++k) a.means2d[2 * slot + k] = 0, a.radii[2 * slot + k] = 0;
   for (int k = 0; k < 3; ++k) a.conics[3 * slot + k] = 0;

@@ -21,6 +21,14 @@ struct __align__(16) Splat {
   uint32_t id;         // of the Gaussian
 };
 
+// A pixel's alpha and the transmittance behind it in one number: the smaller of the two, which the other follows from
+// without a loss; alpha with its sign changed.
+FS_DEVICE float pack_left(float transmittance, float alpha) {
+  return transmittance <= 0.5f ? fmaxf(transmittance, 1e-37f) : -alpha;
+}
+FS_DEVICE float transmittance_of(float left) { return left > 0 ? left : 1 + left; }
+FS_DEVICE float alpha_of(float left) { return left > 0 ? 1 - left : -left; }
+
 // The numbers of a splat as one tile sees it, pixel coordinates relative to the tile's centre (cx, cy):
 // u = u0 + l11 x + l21 y, v = v0 + l22 y. `shape` is {l11, l21, u0, l22}.
 FS_DEVICE float4 seen_from(float4 center, float4 factor, int cx, int cy, float& v0) {

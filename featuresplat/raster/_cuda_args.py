@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import re
 import struct
+from collections.abc import Callable
 from functools import cache
+from operator import itemgetter
+from typing import NamedTuple
 
-from torch import Tensor
-
-from featuresplat.raster._nvrtc_sources import engine_sources
+from featuresplat.raster._nvrtc_sources import Packed, engine_sources
 
 _TYPES = {
     "int32_t": ctypes.c_int32, "uint32_t": ctypes.c_uint32, "int64_t": ctypes.c_int64,
@@ -43,25 +44,46 @@ def structure(file: str, name: str) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-def arguments(file: str, name: str, values: dict) -> tuple[ctypes.Array]:
-    """The one argument of a kernel: the structure's bytes, with every field set. Tensors give their address.
+class Arguments(Packed):
+    """The one argument of a kernel: a structure, given field by field. Tensors give their address, None is 0.
 
     Raises:
         KeyError, TypeError: a field is missing, or there is none of that name.
     """
-    packer, names = _packer(file, name)
-    if len(names) != len(values):
-        raise TypeError(f"{name}: {sorted({*names} ^ values.keys())} do not match")
-    found = [values[n] for n in names]
-    buffer = ctypes.create_string_buffer(packer.size + 8)  # a structure may end with padding
-    packer.pack_into(buffer, 0, *[v.data_ptr() if isinstance(v, Tensor) else 0 if v is None else v for v in found])
-    return (buffer,)
+
+    def __init__(self, file: str, name: str, values: dict):
+        self._layout = layout = _layout(file, name)
+        if len(values) != len(layout.places):
+            raise TypeError(f"{name}: {sorted(layout.places.keys() ^ values.keys())} do not match")
+        self._memory = memory = ctypes.create_string_buffer(layout.size)
+        self.address = ctypes.addressof(memory)
+        numbers = [v if v.__class__ in _NUMBERS else 0 if v is None else v.data_ptr() for v in layout.fields(values)]
+        layout.packer.pack_into(memory, 0, self.address + _HEAD, 0, *numbers)
+
+    def change(self, **values) -> None:
+        """Other values for some fields: for the next launch."""
+        for name, v in values.items():
+            code, place = self._layout.places[name]
+            number = v if v.__class__ in _NUMBERS else 0 if v is None else v.data_ptr()
+            struct.pack_into(code, self._memory, place, number)
 
 
+_NUMBERS = frozenset((int, float, bool))
 _CODES = {ctypes.c_void_p: "P", **{_TYPES[k]: c for k, c in zip(_TYPES, "iIqfd", strict=True)}}
+_HEAD = 16
+"""Before the structure stands where it begins, which is what the driver wants to know."""
+
+
+class _Layout(NamedTuple):
+    packer: struct.Struct
+    size: int
+    places: dict[str, tuple[str, int]]  # code and offset of each field
+    fields: Callable[[dict], tuple]
 
 
 @cache
-def _packer(file: str, name: str) -> tuple[struct.Struct, list[str]]:
-    fields = structure(file, name)._fields_
-    return struct.Struct("@" + "".join(_CODES[f[1]] for f in fields)), [f[0] for f in fields]
+def _layout(file: str, name: str) -> _Layout:
+    kind = structure(file, name)
+    places = {f[0]: (_CODES[f[1]], _HEAD + getattr(kind, f[0]).offset) for f in kind._fields_}
+    packer = struct.Struct("@PQ" + "".join(code for code, _ in places.values()))
+    return _Layout(packer, _HEAD + ctypes.sizeof(kind), places, itemgetter(*places))

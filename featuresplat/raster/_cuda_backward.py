@@ -20,13 +20,13 @@ from featuresplat.raster._inputs import RasterInputs
 from featuresplat.types import RasterMeta
 
 _GEOMETRY = ("means", "quats", "scales", "opacities", "viewmats")
+_GATHERED = ("means", "quats", "scales", "opacities", "colors")
 _FIXED_FLOATS = 12
 """Floats that a splat receives before those of feature channels; see backward.cuh."""
 
 
 def gradients(
-    inputs: RasterInputs, frame: Frame, meta: RasterMeta, alpha: Tensor, depth: Tensor, incoming,
-    wanted: dict[str, bool],
+    inputs: RasterInputs, frame: Frame, meta: RasterMeta, depth: Tensor, incoming, wanted: dict[str, bool],
 ) -> dict[str, Tensor]:  # fmt: skip
     """Gradients by name, of the inputs that are ``wanted``.
 
@@ -40,9 +40,9 @@ def gradients(
         meta.means2d_grad, meta.means2d_absgrad = torch.zeros_like(meta.means2d), torch.zeros_like(meta.means2d)
     out: dict[str, Tensor] = {}
     if wanted["backgrounds"] and inputs.backgrounds is not None:
-        out["backgrounds"] = (
-            torch.zeros_like(inputs.backgrounds) if v_rgb is None else ((1 - alpha) * v_rgb).sum((1, 2))
-        )
+        out["backgrounds"] = torch.zeros_like(inputs.backgrounds)
+        if v_rgb is not None:
+            out["backgrounds"] = (frame.left_of_pixels() * v_rgb).sum((1, 2))
     moves = any(wanted[n] for n in _GEOMETRY) or (inputs.absgrad and inputs.geometry_grad != "none")
     rows = inputs.features
     dim = 0 if rows is None else rows.shape[1]
@@ -60,7 +60,7 @@ def gradients(
             "gradients through opaque pixels need alpha_max below 1 or transmittance_min above 0",
             "Change one of the two settings.",
         )
-    work = _Backward(inputs, frame, meta, alpha, depth, (v_rgb, v_features, v_alpha, v_depth), wanted, out)
+    work = _Backward(inputs, frame, meta, depth, (v_rgb, v_features, v_alpha, v_depth), wanted, out)
     work.run(moves, colored, features_move)
     return out
 
@@ -75,9 +75,9 @@ def _no_geometry(inputs: RasterInputs, wanted: dict[str, bool], out: dict[str, T
 class _Backward:
     """One backward pass."""
 
-    def __init__(self, inputs, frame, meta, alpha, depth, incoming, wanted, out):
+    def __init__(self, inputs, frame, meta, depth, incoming, wanted, out):
         self.inputs, self.frame, self.meta = inputs, frame, meta
-        self.alpha, self.depth = alpha, depth
+        self.depth = depth
         self.v_rgb, self.v_features, self.v_alpha, self.v_depth = incoming
         self.wanted, self.out = wanted, out
 
@@ -90,9 +90,13 @@ class _Backward:
         row_grads = self.v_features is not None and self.wanted["features"]
         geometry = moves or (colored and self.wanted["colors"] and self.v_rgb is not None)
         beside = dim if few and (features_move or row_grads) else 0
-        cleared = Cleared("the gradient of features", rows) if rows is not None and self.wanted["features"] else None
+        cleared = None
+        if rows is not None and self.wanted["features"]:
+            cleared = Cleared("the gradient of features", tuple(rows.shape), rows.device)
         sums = None
         try:
+            if geometry:
+                self._make_room()
             if geometry or (few and row_grads):
                 wide = features_move and not few
                 sums = self._sums(colored, beside, wide, moves, features_move)
@@ -110,19 +114,29 @@ class _Backward:
             assert self.v_features is not None
             transpose(self.frame, inputs, self.v_features, 1, out["features"], None, self.frame.last)
 
+    def _make_room(self) -> None:
+        """For what `_gather` adds to, not cleared yet."""
+        for name in _GATHERED:
+            tensor = getattr(self.inputs, name)
+            if self.wanted[name] and tensor is not None:
+                self.out[name] = self.frame.empty(f"the gradient of {name}", tensor.shape)
+
     def _sums(self, colored: bool, channels: int, wide: bool, moves: bool, features_move: bool) -> Tensor:
-        """Queue the pass over the tiles: what each splat receives, [splats, floats]; see backward.cuh."""
+        """Queue the pass over the tiles: what each splat receives, [splats, floats]; see backward.cuh. Also clears what
+        is gathered from it."""
         f, inputs = self.frame, self.inputs
         width = _FIXED_FLOATS + -(-channels // 4) * 4
         rows = inputs.features
         dim = 0 if rows is None else rows.shape[1]
         matrix, ordered = options.matrix_units(f), options.deterministic()
         hit_ends, total = self._hits() if ordered else (None, f.splat_capacity)
-        sums = f.zeros("the gradients of splats", (total, width))
+        sums = f.empty("the gradients of splats", (total, width))
+        cleared = [sums, *(self.out[n] for n in _GATHERED if n in self.out)]
+        torch._foreach_zero_(cleared)  # one kernel for all  # pyright: ignore[reportPrivateImportUsage]
         values: dict[str, Any] = {
             **f.lists(), "rows": rows,
             "backgrounds": inputs.backgrounds, "v_rgb": self.v_rgb, "v_features": self.v_features,
-            "v_alpha": self.v_alpha, "v_depth": self.v_depth, "alpha": self.alpha, "depth": self.depth,
+            "v_alpha": self.v_alpha, "v_depth": self.v_depth, "depth": self.depth,
             "last": self.frame.last, "left": self.frame.left, "written": f.written, "hit_ends": hit_ends, "sums": sums,
             "dim": dim, "width": f.width, "height": f.height, "tiles": f.tiles,
             "tiles_x": f.tiles_x, "alpha_max": inputs.settings.alpha_max,
@@ -171,10 +185,6 @@ class _Backward:
     def _gather(self, sums: Tensor, moves: bool) -> None:
         """Queue the derivatives of the projection."""
         f, inputs, out, device = self.frame, self.inputs, self.out, self.frame.device
-        for name in ("means", "quats", "scales", "opacities", "colors"):
-            tensor = getattr(inputs, name)
-            if self.wanted[name] and tensor is not None:
-                out[name] = f.zeros(f"the gradient of {name}", tuple(tensor.shape))
         colors = inputs.colors
         kind = 0 if colors is None else 1 if inputs.sh_degree is None else 2
         count, views = blocks(min(f.gaussians, f.splat_capacity), 128), None

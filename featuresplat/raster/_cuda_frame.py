@@ -14,9 +14,9 @@ from torch import Tensor
 
 from featuresplat.errors import FeaturesplatError
 from featuresplat.raster import _nvrtc
-from featuresplat.raster._cuda_args import arguments
+from featuresplat.raster._cuda_args import Arguments
 from featuresplat.raster._cuda_memory import Slab, empty
-from featuresplat.raster._cuda_sort import sort_pairs
+from featuresplat.raster._cuda_sort import sort_pairs, sorting_room
 from featuresplat.raster._inputs import RasterInputs, check_cameras
 from featuresplat.types import RasterMeta
 
@@ -35,7 +35,7 @@ class Frame:
     ``slab`` holds, as addresses: ``splats`` [splat_capacity, 64 bytes]; ``offsets`` [tiles of all cameras + 1] int32
     into ``list`` [capacity] int32, the splats of the tiles; ``masks`` [capacity] uint8, which patches of the tile each
     reaches; and where they are asked for, ``last`` [C, H, W] int32, how many entries of its tile a pixel used, and
-    ``left``, the transmittance behind them.
+    ``left``, the transmittance behind them and alpha in one number.
     """
 
     gpu: _nvrtc.Launcher
@@ -52,6 +52,11 @@ class Frame:
     written: Tensor | None = None  # [capacity] int32: the pair of each place; kept for deterministic gradients
     pairs: int = 0
     keep: Any = None  # tensors whose addresses are used
+
+    def __post_init__(self) -> None:
+        self.tiles_x = -(-self.width // TILE)
+        self.tiles = self.tiles_x * -(-self.height // TILE)  # of one camera
+        self.all_tiles = self.cameras * self.tiles
 
     def lists(self) -> dict[str, int]:
         """``Lists`` of walk.cuh."""
@@ -74,30 +79,20 @@ class Frame:
     def left(self) -> int | None:
         return self.slab.addresses.get("left")
 
-    @property
-    def tiles_x(self) -> int:
-        return -(-self.width // TILE)
-
-    @property
-    def tiles(self) -> int:
-        """Tiles of one camera."""
-        return self.tiles_x * -(-self.height // TILE)
-
-    @property
-    def all_tiles(self) -> int:
-        return self.cameras * self.tiles
+    def left_of_pixels(self) -> Tensor:
+        """The transmittance behind the splats of each pixel, [C, H, W, 1]."""
+        count = self.cameras * self.height * self.width
+        left = self.slab.tensor("left", count, torch.float32).view(self.cameras, self.height, self.width, 1)
+        return torch.where(left > 0, left, 1 + left)  # pack_left of splat.cuh
 
     def launch(
         self, kernel: str, file: str, args: str, grid, block: int, values: dict, constants=None, shared=0
     ) -> None:
         """Queue a kernel that takes one structure."""
-        self.gpu.launch(kernel, grid, block, shared, arguments(file, args, values), constants)
+        self.gpu.launch(kernel, grid, block, shared, Arguments(file, args, values), constants)
 
     def empty(self, what: str, shape, dtype: torch.dtype = torch.float32) -> Tensor:
         return empty(what, shape, dtype, self.device)
-
-    def zeros(self, what: str, shape) -> Tensor:
-        return empty(what, shape, torch.float32, self.device).zero_()
 
 
 def check_tensors(inputs: RasterInputs) -> None:
@@ -109,16 +104,17 @@ def check_tensors(inputs: RasterInputs) -> None:
         )
     if means.device.type != "cuda" and means.device.type not in _nvrtc.stand_ins:
         raise FeaturesplatError(f"backend 'cuda' got tensors on {means.device}", "Move them with .cuda().")
+    cameras, gaussians = inputs.viewmats.shape[0], means.shape[0]
     if max(inputs.width, inputs.height) > 65535 * TILE:
         raise FeaturesplatError("images of more than a million pixels a side are not supported", "Render parts of it.")
-    tiles = len(inputs.viewmats) * -(-inputs.width // TILE) * -(-inputs.height // TILE)
-    if tiles >= 2**31 or len(inputs.viewmats) * len(means) >= 2**32:
+    tiles = cameras * -(-inputs.width // TILE) * -(-inputs.height // TILE)
+    if tiles >= 2**31 or cameras * gaussians >= 2**32:
         raise FeaturesplatError("too many cameras or Gaussians for one call", "Give fewer cameras a call.")
 
 
 def launch(device: torch.device, kernel: str, file: str, args: str, grid, block: int, values: dict) -> None:
     """Queue a kernel that takes one structure."""
-    _nvrtc.launcher(device).launch(kernel, grid, block, 0, arguments(file, args, values))
+    _nvrtc.launcher(device).launch(kernel, grid, block, 0, Arguments(file, args, values))
 
 
 def blocks(count: int, size: int) -> int:
@@ -126,11 +122,13 @@ def blocks(count: int, size: int) -> int:
 
 
 def make_frame(
-    inputs: RasterInputs, meta: RasterMeta, excluded: Tensor | None, masks: bool = False, pixels: tuple[str, ...] = ()
-) -> FrontEnd:
+    inputs: RasterInputs, meta: RasterMeta | None, excluded: Tensor | None, masks: bool = False,
+    pixels: tuple[str, ...] = (),
+) -> FrontEnd:  # fmt: skip
     """Queue the front end. ``inputs`` are contiguous.
 
     Args:
+        meta: filled in; or None.
         masks: fill in the masks, which otherwise the blending of colours does on its way.
         pixels: which of ``last`` and ``left`` there shall be room for.
 
@@ -145,63 +143,69 @@ class FrontEnd:
     """One run of the front end."""
 
     def __init__(
-        self, inputs: RasterInputs, meta: RasterMeta, excluded: Tensor | None, masks: bool, pixels: tuple[str, ...]
-    ):
-        self.inputs, self.masks, self.pixels = inputs, masks, pixels
-        device, c, n = inputs.means.device, len(inputs.viewmats), len(inputs.means)
+        self, inputs: RasterInputs, meta: RasterMeta | None, excluded: Tensor | None, masks: bool,
+        pixels: tuple[str, ...],
+    ):  # fmt: skip
+        self.inputs, self.meta, self.excluded, self.masks, self.pixels = inputs, meta, excluded, masks, pixels
+        device, c, n = inputs.means.device, inputs.viewmats.shape[0], inputs.means.shape[0]
         self.frame = Frame(_nvrtc.launcher(device), device, c, n, inputs.width, inputs.height)
         self.hint = (device, c, self.frame.tiles)
-        s, colors = inputs.settings, inputs.colors
-        kind = 0 if colors is None else 1 if inputs.sh_degree is None else 2
-        self.project: dict[str, Any] = {
-            "means": inputs.means, "quats": inputs.quats, "scales": inputs.scales, "opacities": inputs.opacities,
-            "colors": colors, "viewmats": inputs.viewmats, "Ks": inputs.Ks, "excluded": excluded,
-            "means2d": meta.means2d, "radii": meta.radii, "depths": meta.depths, "conics": meta.conics,
-            "keys": None, "order": None, "found": None, "firsts": None, "splats": None, "spans": None, "n": n,
-            "camera_colors": 3 * n if kind == 1 and colors is not None and colors.ndim == 3 else 0, "capacity": 0,
-            "near": s.near, "far": s.far, "eps2d": s.eps2d, "extent": s.extent, "alpha_min": s.alpha_min,
-            "cameras": c, "width": inputs.width, "height": inputs.height, "color_kind": kind,
-            "sh_degree": inputs.sh_degree or 0, "sh_rows": colors.shape[1] if kind == 2 and colors is not None else 0,
-            "antialiased": int(s.antialiased),
-        }  # fmt: skip
         self.pending: Any = None
 
     def start(self) -> None:
         """Project, sort by depth, and go on with as much room as the last call needed."""
-        f, p = self.frame, self.project
-        numbers = torch.zeros(3 + f.cameras + 1, dtype=torch.int64, device=f.device)
+        f = self.frame
+        count = f.cameras * f.gaussians
+        numbers = torch.empty(3 + f.cameras + 1, dtype=torch.int64, device=f.device)
         self.numbers = f.keep = numbers
         f.firsts = numbers.data_ptr() + 24
-        if f.cameras * f.gaussians == 0:
+        if count == 0:
             check_cameras(self.inputs)
+            numbers.zero_()
             self._make_room(1, 1)
             f.slab.memory.zero_()
             return
-        keys = torch.empty(f.cameras * f.gaussians, dtype=torch.int32, device=f.device)
-        p |= {"keys": keys, "found": numbers, "firsts": f.firsts}
-        f.launch("project", "project.cu", "ProjectArgs", (blocks(f.gaussians, 128), f.cameras), 128, p)
+        keys = torch.empty(count, dtype=torch.int32, device=f.device)
+        args = self._arguments(keys)
+        f.gpu.launch("project", (blocks(f.gaussians, 128), f.cameras), 128, 0, args)
         if f.cameras == 1:
             keys, order = torch.sort(keys, stable=True)
         else:
             parts = [torch.sort(part, stable=True) for part in keys.view(f.cameras, f.gaussians)]
             keys, order = torch.cat([k for k, _ in parts]), torch.cat([i for _, i in parts])
-        p |= {"keys": keys, "order": order}
-        f.launch("count_splats", "project.cu", "ProjectArgs", 1, 32, p)
+        args.change(keys=keys, order=order)
+        f.gpu.launch("count_splats", 1, 32, 0, args)
         expected = _found_by_last_call.get(self.hint)
         if expected is None:
-            splats = int(f.gpu.fetch(numbers).wait()[1])
+            splats = f.gpu.fetch(numbers).wait()[1]
             self._make_room(1, splats)
-            self._make_splats()
+            self._make_splats(args)
             self._make_lists()
             expected = self._found()
             self._make_room(with_room(expected[0]), splats, again=True)
         else:
-            self._make_room(with_room(expected[0]), min(with_room(expected[1]), f.cameras * f.gaussians))
-            self._make_splats()
-        # What only the splats were made from makes room for what comes.
-        p |= {"keys": None, "order": None, "spans": None}
-        del keys, order
+            self._make_room(with_room(expected[0]), min(with_room(expected[1]), count))
+            self._make_splats(args)
+        del keys, order  # room for what comes
         self._make_lists()
+
+    def _arguments(self, keys: Tensor) -> Arguments:
+        """``ProjectArgs`` of project.cu, for the first of its kernels."""
+        inputs, m = self.inputs, self.meta
+        s, colors, n = inputs.settings, inputs.colors, self.frame.gaussians
+        kind = 0 if colors is None else 1 if inputs.sh_degree is None else 2
+        return Arguments("project.cu", "ProjectArgs", {
+            "means": inputs.means, "quats": inputs.quats, "scales": inputs.scales, "opacities": inputs.opacities,
+            "colors": colors, "viewmats": inputs.viewmats, "Ks": inputs.Ks, "excluded": self.excluded,
+            "means2d": m and m.means2d, "radii": m and m.radii, "depths": m and m.depths, "conics": m and m.conics,
+            "keys": keys, "order": None, "found": self.numbers, "firsts": self.frame.firsts, "splats": None,
+            "spans": None, "n": n,
+            "camera_colors": 3 * n if kind == 1 and colors is not None and colors.ndim == 3 else 0, "capacity": 0,
+            "near": s.near, "far": s.far, "eps2d": s.eps2d, "extent": s.extent, "alpha_min": s.alpha_min,
+            "cameras": self.frame.cameras, "width": inputs.width, "height": inputs.height, "color_kind": kind,
+            "sh_degree": inputs.sh_degree or 0, "sh_rows": colors.shape[1] if kind == 2 and colors is not None else 0,
+            "antialiased": int(s.antialiased),
+        })  # fmt: skip
 
     def _make_room(self, pairs: int, splats: int, again: bool = False) -> None:
         """A new slab. With ``again`` the splats of the last one are kept."""
@@ -215,13 +219,13 @@ class FrontEnd:
             count = 4 * SPLAT_FLOATS * f.splat_capacity
             f.slab.tensor("splats", count, torch.uint8).copy_(before.tensor("splats", count, torch.uint8))
 
-    def _make_splats(self) -> None:
+    def _make_splats(self, args: Arguments) -> None:
         """Queue the splats and where their pairs will end."""
-        f, p = self.frame, self.project
+        f = self.frame
         spans = f.empty("the splats", f.splat_capacity, torch.int64)
-        p |= {"splats": f.slab.addresses["splats"], "spans": spans, "capacity": f.splat_capacity}
-        f.launch("make_splats", "project.cu", "ProjectArgs", blocks(f.splat_capacity, 128), 128, p)
-        f.ends = torch.cumsum(spans, 0)
+        args.change(splats=f.slab.addresses["splats"], spans=spans, capacity=f.splat_capacity)
+        f.gpu.launch("make_splats", blocks(f.splat_capacity, 128), 128, 0, args)
+        f.ends = spans.cumsum_(0)
 
     def _found(self) -> tuple[int, int]:
         """Numbers of pairs and splats; waits for them.
@@ -229,7 +233,7 @@ class FrontEnd:
         Raises:
             FeaturesplatError: a camera is not finite, or there are too many pairs.
         """
-        pairs, splats, bad_camera = self.pending.wait()[:3].tolist()
+        pairs, splats, bad_camera = self.pending.wait()[:3]
         if bad_camera:
             raise FeaturesplatError(
                 "viewmats, Ks: a camera holds NaN or infinity", "Drop that camera or mend its pose."
@@ -258,37 +262,37 @@ class FrontEnd:
             self._make_lists()
             return True
         self.pending = None
-        self.project = {}
         if f.written is None:
             f.ends = None
         return False
 
     def _make_lists(self) -> None:
         """Queue what turns splats into the tiles' lists, as many as there is room for."""
-        f, at = self.frame, self.frame.slab.addresses
+        f, at, capacity = self.frame, self.frame.slab.addresses, self.frame.capacity
         small = int(f.all_tiles <= 2**16)
-        keys = f.empty("the tiles of pairs", f.capacity, torch.int16 if small else torch.int32)
-        ranks = f.empty("the pairs of splats and tiles", f.capacity, torch.int32)
-        shape = {"capacity": f.capacity, "tiles": f.tiles, "tiles_x": f.tiles_x, "small_keys": small, "ranks": ranks}
+        room = Slab("the pairs of splats and tiles", f.device, sorting_room(capacity, small))
+        pairs = room.addresses
+        shape = {
+            "capacity": capacity, "tiles": f.tiles, "tiles_x": f.tiles_x, "small_keys": small, "ranks": pairs["values"],
+        }  # fmt: skip
         f.launch("emit_pairs", "tiles.cu", "PairsArgs", blocks(f.splat_capacity, 128), 128, {
-            "splats": at["splats"], "firsts": f.firsts, "ends": f.ends, "tile_keys": keys, "found": self.numbers,
-            "splat_capacity": f.splat_capacity, **shape,
+            "splats": at["splats"], "firsts": f.firsts, "ends": f.ends, "tile_keys": pairs["keys"],
+            "found": self.numbers, "splat_capacity": f.splat_capacity, **shape,
         })  # fmt: skip
         self.pending = f.gpu.fetch(self.numbers)
-        values = {"order": None, "total": self.numbers, "all_tiles": f.all_tiles, **f.lists(), **shape}
+        f.written, values, target = None, pairs["values"], at["list"]
         if torch.are_deterministic_algorithms_enabled():
-            f.written = torch.empty_like(ranks)
-            keys = sort_pairs(f, keys, None, self.numbers, f.written, f.all_tiles - 1)
-            values["order"] = f.written
-        else:
-            keys = sort_pairs(
-                f, keys, ranks, self.numbers, f.slab.tensor("list", f.capacity, torch.int32), f.all_tiles - 1
-            )
-        values["tile_keys"] = keys
-        grid = blocks(max(f.capacity if f.written is not None else 0, f.all_tiles + 1), 256)
-        f.launch("make_lists", "tiles.cu", "ListsArgs", grid, 256, values)
+            f.written = torch.empty(capacity, dtype=torch.int32, device=f.device)
+            values, target = None, f.written.data_ptr()
+        keys = sort_pairs(f, pairs | {"values": values}, target, self.numbers, capacity, small, f.all_tiles - 1)
+        args = Arguments("tiles.cu", "ListsArgs", {
+            "order": f.written, "total": self.numbers, "all_tiles": f.all_tiles, "tile_keys": keys, **f.lists(),
+            **shape,
+        })  # fmt: skip
+        grid = blocks(max(capacity if f.written is not None else 0, f.all_tiles + 1), 256)
+        f.gpu.launch("make_lists", grid, 256, 0, args)
         if self.masks:
-            f.launch("make_masks", "tiles.cu", "ListsArgs", blocks(f.capacity, 256), 256, values)
+            f.gpu.launch("make_masks", blocks(capacity, 256), 256, 0, args)
 
 
 def with_room(count: int) -> int:

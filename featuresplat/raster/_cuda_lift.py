@@ -98,13 +98,15 @@ def _weigh_and_multiply(frame: Frame, values: dict, constants: dict) -> None:
     }  # fmt: skip
     of_weigh = {n: constants[n] for n in ("STOPS", "POWER")}
     f.launch("count_rows", "weigh.cu", "WeighArgs", f.all_tiles, 256, weigh, of_weigh)
-    ends = torch.cumsum(counts, 0)
+    ends = counts.cumsum_(0)
     pending = f.gpu.fetch(ends[-1:])
     hint = (f.device, f.cameras, f.tiles, constants["STOPS"])
     found = None
     room = _rows_by_last_call.get(hint)
     if room is None:
-        room = found = int(pending.wait())
+        (found,) = pending.wait()
+        room = found
+    constants = options.rows_shape(constants)
     groups = blocks(values["dim"], 16 * constants["TILES"])
     shared = options.rows_shared_bytes(constants["TILES"], constants["BATCH"])
     while True:
@@ -117,7 +119,7 @@ def _weigh_and_multiply(frame: Frame, values: dict, constants: dict) -> None:
         grid = f.all_tiles * groups
         f.launch("lift_rows", "lift.cuh", "LiftArgs", grid, 256, values | stored, constants, shared)
         if found is None:
-            found = int(pending.wait())
+            (found,) = pending.wait()
         _rows_by_last_call[hint] = found
         if found <= room:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -38,24 +39,23 @@ _side_streams: dict[torch.device, Any] = {}
 
 
 class Cleared:
-    """Float32 zeros in the shape of another tensor. Many are cleared beside what is queued until `wait`, which has to
-    come; few only then."""
+    """Float32 zeros. Many are cleared beside what is queued until `wait`, which has to come; few only then."""
 
-    def __init__(self, what: str, like: Tensor):
-        self.what, self.like, self.side = what, like, None
-        if like.device.type == "cuda" and like.numel() >= _AT_ONCE:
-            self.tensor = empty(what, tuple(like.shape), torch.float32, like.device)
-            self.side = _side_streams.get(like.device) or torch.cuda.Stream(like.device)
-            _side_streams[like.device] = self.side
-            self.side.wait_stream(torch.cuda.current_stream(like.device))  # the memory may still be in use there
+    def __init__(self, what: str, shape: tuple[int, ...], device: torch.device):
+        self.what, self.shape, self.device, self.side = what, shape, device, None
+        if device.type == "cuda" and math.prod(shape) >= _AT_ONCE:
+            self.tensor = empty(what, shape, torch.float32, device)
+            self.side = _side_streams.get(device) or torch.cuda.Stream(device)
+            _side_streams[device] = self.side
+            self.side.wait_stream(torch.cuda.current_stream(device))  # the memory may still be in use there
             with torch.cuda.stream(self.side):
                 self.tensor.zero_()
 
     def wait(self) -> Tensor:
         """The tensor, for what is queued from here on."""
         if self.side is None:
-            return empty(self.what, tuple(self.like.shape), torch.float32, self.like.device).zero_()
-        torch.cuda.current_stream(self.like.device).wait_stream(self.side)
+            return empty(self.what, self.shape, torch.float32, self.device).zero_()
+        torch.cuda.current_stream(self.device).wait_stream(self.side)
         return self.tensor
 
 
@@ -63,16 +63,15 @@ class Slab:
     """One piece of memory for several arrays that only kernels see, by their addresses."""
 
     def __init__(self, what: str, device: torch.device, sizes: dict[str, int]):
-        self.starts: dict[str, int] = {}
-        total = 0
+        starts, total = {}, 0
         for name, size in sizes.items():
-            self.starts[name] = total
-            total += -(-max(size, 1) // 256) * 256
+            starts[name] = total
+            total += (size + 255) & -256
         self.memory = empty(what, total, torch.uint8, device)
         base = self.memory.data_ptr()
-        self.addresses = {name: base + start for name, start in self.starts.items()}
+        self.addresses = {name: base + start for name, start in starts.items()}
 
     def tensor(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
         """A look at the first ``count`` elements of an array."""
-        start = self.starts[name]
+        start = self.addresses[name] - self.memory.data_ptr()
         return self.memory[start : start + count * dtype.itemsize].view(dtype)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from featuresplat.raster import Contributions, WeightMatrix
-from featuresplat.raster._cuda_forward import empty_meta
 from featuresplat.raster._cuda_frame import Frame, make_frame
 from featuresplat.raster._cuda_lift import transpose
 from featuresplat.raster._cuda_memory import Cleared
@@ -17,7 +16,7 @@ _UNIT = 2.0**40  # see queries.cu
 
 def _frame(inputs: RasterInputs) -> Frame:
     """The tiles' lists, complete."""
-    front = make_frame(inputs, empty_meta(inputs), None, masks=True)
+    front = make_frame(inputs, None, None, masks=True)
     while front.settle():
         pass
     return front.frame
@@ -36,7 +35,8 @@ def _launch(frame: Frame, inputs: RasterInputs, kernel: str, grid: int, **values
 
 def lift(inputs: RasterInputs, maps: Tensor, power: int) -> tuple[Tensor, Tensor]:
     """Sums [N, D] and weights [N]."""
-    cleared = Cleared("the lifted features", inputs.means.new_empty(1).expand(len(inputs.means), maps.shape[-1]))
+    shape = (inputs.means.shape[0], maps.shape[-1])
+    cleared = Cleared("the lifted features", shape, inputs.means.device)
     try:
         frame = _frame(inputs)
     finally:

@@ -5,11 +5,12 @@ It takes less memory than torch.sort, whose indices are 64 bits wide and which n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from featuresplat.raster._cuda_args import Arguments
 
 if TYPE_CHECKING:
     from featuresplat.raster._cuda_frame import Frame
@@ -18,46 +19,42 @@ _CHUNK = 4096
 """Pairs of a block: ``kChunk`` of sort.cu."""
 
 
+def sorting_room(capacity: int, small: int) -> dict[str, int]:
+    """Bytes of the arrays that `sort_pairs` wants."""
+    keys = (2 if small else 4) * capacity
+    return {"keys": keys, "keys_out": keys, "values": 4 * capacity, "values_out": 4 * capacity}
+
+
 def sort_pairs(
-    frame: Frame, keys: Tensor, values: Tensor | None, total: Tensor, target: Tensor, most: int
-) -> Tensor:  # fmt: skip
+    frame: Frame, arrays: dict[str, Any], target: Any, total: Tensor, capacity: int, small: int, most: int
+) -> Any:
     """Queue a stable sort.
 
     Args:
-        keys: [capacity] int16 (taken as unsigned) or int32; used up.
-        values: [capacity] int32, used up; None for 0, 1, 2, ...
-        total: [1] int64, how many pairs there are; the rest is left alone.
+        arrays: tensors or addresses by the names of `sorting_room`: what is to be sorted in ``keys`` (uint16 when
+            ``small``, else uint32) and ``values`` (None for 0, 1, 2, ...), which are used up, and room for others.
         target: [capacity] int32, which the values go to.
+        total: [1] int64, how many pairs there are; the rest is left alone.
         most: the greatest key.
 
     Returns:
-        [capacity] the keys in order.
+        Which of the arrays holds the keys in order.
     """
-    capacity = len(keys)
     bits = max(1, most.bit_length())
     passes = -(-bits // 8)
     width = -(-bits // passes)
     grid = -(-capacity // _CHUNK)
     counts = frame.empty("sorting", ((1 << width) * grid,), torch.int32)
-    spare_keys = torch.empty_like(keys)
-    for at, (source, to) in enumerate(_way(values, target, passes)):
-        args = {
-            "keys": keys, "keys_out": spare_keys, "values": source, "values_out": to, "counts": counts, "total": total,
-            "capacity": capacity, "shift": at * width, "digits": 1 << width, "blocks": grid,
-            "small_keys": int(keys.dtype == torch.int16),
-        }  # fmt: skip
-        frame.launch("count_digits", "sort.cu", "SortArgs", grid, 256, args)
-        sums = torch.cumsum(counts, 0, dtype=torch.int32)
-        frame.launch("place_digits", "sort.cu", "SortArgs", grid, 256, args | {"counts": sums})
-        keys, spare_keys = spare_keys, keys
+    keys, keys_out, values, spare = (arrays[name] for name in ("keys", "keys_out", "values", "values_out"))
+    for at in range(passes):
+        # Backwards from the end: target, spare, target, ...
+        to = target if (passes - at) % 2 == 1 else spare
+        args = Arguments("sort.cu", "SortArgs", {
+            "keys": keys, "keys_out": keys_out, "values": values, "values_out": to, "counts": counts, "total": total,
+            "capacity": capacity, "shift": at * width, "digits": 1 << width, "blocks": grid, "small_keys": small,
+        })  # fmt: skip
+        frame.gpu.launch("count_digits", grid, 256, 0, args)
+        counts.cumsum_(0)
+        frame.gpu.launch("place_digits", grid, 256, 0, args)
+        keys, keys_out, values = keys_out, keys, to
     return keys
-
-
-def _way(values: Tensor | None, target: Tensor, passes: int) -> Sequence[tuple[Tensor | None, Tensor]]:
-    """Where the values of each pass come from and go to, ending in ``target``."""
-    if passes == 1:
-        return [(values, target)]
-    spare = torch.empty_like(target)
-    # Backwards from the end: target, spare, target, ...; with three passes the values' own place would serve as well.
-    places = [target if (passes - at) % 2 == 0 else spare for at in range(1, passes + 1)]
-    return list(zip([values, *places[:-1]], places, strict=True))

@@ -40,6 +40,9 @@ class RasterSettings:
     antialiased: bool = False
 
 
+_DEFAULTS = RasterSettings()
+
+
 @dataclass(frozen=True)
 class RasterInputs:
     """Checked inputs of one call: all tensors on one device, of one floating dtype. Shapes as in `rasterize`.
@@ -80,6 +83,8 @@ def to_tensor(name: str, value: Any, like: Tensor | None = None) -> Tensor | Non
     """A floating tensor on ``like``'s device; NumPy arrays share memory where they can."""
     if value is None:
         return None
+    if like is not None and isinstance(value, Tensor) and value.dtype == like.dtype and value.device == like.device:
+        return value
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.ascontiguousarray(value) if any(s < 0 for s in value.strides) else value)
         if value.dtype not in (torch.float32, torch.float64) or (like is not None and value.dtype != like.dtype):
@@ -103,7 +108,7 @@ def _expect(name: str, tensor: Tensor, *shapes: tuple) -> None:
     """Raise unless the shape matches one of ``shapes`` (-1 = anything)."""
     got = tuple(tensor.shape)
     for shape in shapes:
-        if len(shape) == len(got) and all(s in (-1, g) for s, g in zip(shape, got, strict=True)):
+        if got == shape or (len(shape) == len(got) and all(s in (-1, g) for s, g in zip(shape, got, strict=True))):
             return
     wanted = " or ".join(str(list(s)).replace("-1", "any") for s in shapes)
     raise FeaturesplatError(f"{name}: expected {wanted}, got {got}", "See help(featuresplat.rasterize) for the shapes.")
@@ -139,7 +144,7 @@ def check_inputs(
     _expect("means", means, (-1, 3))
     required = {"quats": quats, "scales": scales, "opacities": opacities, "viewmats": viewmats, "Ks": Ks}
     checked = _check_required(means, required)
-    n, c = len(means), len(checked["viewmats"])
+    n, c = means.shape[0], checked["viewmats"].shape[0]
     colors = to_tensor("colors", colors, means)
     if colors is not None:
         _check_colors(colors, n, c, sh_degree)
@@ -167,7 +172,7 @@ def check_inputs(
         backgrounds=backgrounds,
         geometry_grad=geometry_grad,
         absgrad=absgrad,
-        settings=settings or RasterSettings(),
+        settings=settings or _DEFAULTS,
         precision=precision,
         **checked,
     )
@@ -181,12 +186,12 @@ def _check_required(means: Tensor, values: dict[str, Any]) -> dict[str, Tensor]:
         if tensor is None:
             raise FeaturesplatError(f"{name}: is required, got None", "See help(featuresplat.rasterize).")
         checked[name] = tensor
-    n = len(means)
+    n = means.shape[0]
     _expect("quats", checked["quats"], (n, 4))
     _expect("scales", checked["scales"], (n, 3))
     _expect("opacities", checked["opacities"], (n,))
     _expect("viewmats", checked["viewmats"], (-1, 4, 4))
-    _expect("Ks", checked["Ks"], (len(checked["viewmats"]), 3, 3))
+    _expect("Ks", checked["Ks"], (checked["viewmats"].shape[0], 3, 3))
     return checked
 
 

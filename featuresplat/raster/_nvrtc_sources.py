@@ -21,7 +21,15 @@ from featuresplat.errors import FeaturesplatError
 
 Constants = dict[str, int]
 """Macros that specialise a file: name -> integer."""
-Args = tuple[Any, ...] | list[Any] | ctypes.Structure
+
+
+class Packed:
+    """Arguments that lie in memory already: ``address`` is that of the list of their addresses."""
+
+    address: int
+
+
+Args = tuple[Any, ...] | list[Any] | ctypes.Structure | Packed
 """Kernel arguments, or the one structure a kernel takes by value."""
 
 _FORMATS = {
@@ -82,6 +90,8 @@ class Packer:
                 raise TypeError(f"kernel {self.kernel.name} does not take one structure by value")
             self._pointers[0] = ctypes.addressof(args)
             return
+        if isinstance(args, Packed):
+            raise TypeError("arguments that are packed already are launched as they are")
         values: list[Any] = [a.data_ptr() if isinstance(a, Tensor) else 0 if a is None else a for a in args]
         for i in self._structs:
             self._pointers[i] = ctypes.addressof(values[i])

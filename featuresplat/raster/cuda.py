@@ -49,17 +49,17 @@ class _Rasterize(torch.autograd.Function):
         # Tensors that came in or go out live on the graph, the engine's own with the frame.
         ctx.frame = frame
         ctx.inputs = inputs.replace(**dict.fromkeys(_TENSORS))
-        ctx.save_for_backward(*(getattr(held, n) for n in _TENSORS), rendered.alpha, rendered.depth)
+        ctx.save_for_backward(*(getattr(held, n) for n in _TENSORS), rendered.depth)
         ctx.set_materialize_grads(False)
         return rendered.rgb, rendered.features, rendered.alpha, rendered.depth
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *grads):  # pyright: ignore
-        *held, alpha, depth = ctx.saved_tensors
+        *held, depth = ctx.saved_tensors
         inputs = ctx.inputs.replace(**dict(zip(_TENSORS, held, strict=True)))
         wanted: dict[str, bool] = dict(zip(_TENSORS, ctx.needs_input_grad[2:], strict=True))
-        found = _cuda_backward.gradients(inputs, ctx.frame, ctx.meta, alpha, depth, grads, wanted)
+        found = _cuda_backward.gradients(inputs, ctx.frame, ctx.meta, depth, grads, wanted)
         return (None, None, *(found.get(n) for n in _TENSORS))
 
 

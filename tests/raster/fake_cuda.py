@@ -1,7 +1,7 @@
 """A process that believes in a GPU: torch says there is one, and libcuda.so.1 is `kernels/fake_driver.cpp`.
 
-Run by test_nvrtc.py as ``python fake_cuda.py LIBRARY``; prints what it saw as JSON. ``--time`` prints microseconds a
-launch takes in Python instead.
+Run by test_nvrtc.py as ``python fake_cuda.py LIBRARY``; prints what it saw as JSON. ``--time`` prints microseconds in
+Python instead: of a launch, and of whole calls on CPU tensors whose kernels do nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 from featuresplat.errors import FeaturesplatError
 from featuresplat.raster import _nvrtc
-from featuresplat.raster._nvrtc_sources import Sources
+from featuresplat.raster._nvrtc_sources import Packed, Sources
 
 HERE = Path(__file__).parent
 
@@ -89,6 +89,10 @@ def observe(fake: FakeDriver) -> dict[str, Any]:
     seen["same file is one module"] = [fake.modules, fake.functions]
     gpu.launch("early_return", 1, 64, 0, (None,), {"SCALE": 2})
     seen["other constants are another module"] = [fake.modules, fake.functions]
+    packed = Packed()
+    packed.address = ctypes.addressof(ctypes.c_void_p())
+    gpu.launch("early_return", 1, 64, 0, packed)
+    seen["packed"] = fake.params == packed.address
     launches = fake.launches
     gpu.launch("early_return", (4, 0), 64, 0, (None,))
     seen["empty grid"] = fake.launches - launches
@@ -97,7 +101,7 @@ def observe(fake: FakeDriver) -> dict[str, Any]:
     seen["too much shared"] = error_of(lambda: gpu.launch("early_return", 1, 64, 300000, (None,)))
     pushes, launches = fake.pushes, fake.launches
     answer_with(fake, 201)  # CUDA_ERROR_INVALID_CONTEXT, then success
-    gpu.launch("early_return", 1, 64, 0, (None,))
+    gpu.launch("early_return", 1, 64, 0, packed)
     seen["context"] = [fake.launches - launches, fake.pushes - pushes, fake.pushes - fake.pops]
     answer_with(fake, 700, 700)  # CUDA_ERROR_ILLEGAL_ADDRESS
     seen["failing launch"] = error_of(lambda: gpu.launch("early_return", 1, 64, 0, (None,)))
@@ -142,6 +146,45 @@ def main() -> None:
         for _ in range(100_000):
             gpu.launch(name, 1, 64, 0, args, constants)
         print(f"{name}, {len(args)} arguments: {10 * (time.perf_counter() - start):.2f} us a launch")
+    time_calls()
+
+
+def time_calls() -> None:
+    """Print the medians of calls on few Gaussians and pixels: the host's part, without torch's work for a GPU."""
+    import featuresplat as fs
+    from featuresplat.raster import _cuda_frame
+
+    torch.set_num_threads(1)
+    gpu: Any = _nvrtc.DeviceLauncher(0)
+    # As if 900 pairs, 290 splats and good cameras had been found, and 3000 rows of weights.
+    gpu.fetch = lambda t: SimpleNamespace(wait=lambda: [3000] if t.numel() == 1 else [900, 290, 0])
+    _nvrtc.stand_ins["cpu"] = gpu
+    _cuda_frame._STEP = 64
+    g = torch.Generator().manual_seed(0)
+    splats = [torch.rand(300, *shape, generator=g) for shape in ((3,), (4,), (3,), ())]
+    camera = (torch.eye(4)[None], torch.eye(3)[None], 16, 16)
+    for dim in (3, 128):
+        leaves = [t.clone().requires_grad_() for t in (*splats, torch.rand(300, dim, generator=g))]
+        seed = torch.zeros(1, 16, 16, dim)
+
+        def draw(leaves=leaves, dim=dim) -> Any:
+            colors, features = (leaves[4], None) if dim == 3 else (None, leaves[4])
+            out = fs.rasterize(*leaves[:4], colors, *camera, features=features, backend="cuda")
+            return out.rgb if dim == 3 else out.features
+
+        calls: dict[str, Callable[[Any], Any]] = {
+            "forward": lambda _, draw=draw: draw(),
+            "backward": lambda image, leaves=leaves, seed=seed: torch.autograd.grad(image, leaves, seed),
+            "lift": lambda _, seed=seed: fs.lift(*splats, *camera, seed, backend="cuda"),
+        }
+        for name, call in calls.items():
+            times = []
+            for _ in range(500):
+                given = draw() if name == "backward" else None
+                start = time.perf_counter()
+                call(given)
+                times.append(time.perf_counter() - start)
+            print(f"{name} of {dim} channels: {1e6 * sorted(times)[250]:.0f} us")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from featuresplat.raster._nvrtc_sources import Args, Constants, Packer, Sources, defines, engine_sources, key
+from featuresplat.raster._nvrtc_sources import Args, Constants, Packed, Packer, Sources, defines, engine_sources, key
 
 ROOT = Path(__file__).resolve().parents[2]
 EMULATOR = ROOT / "cuda/gpu/shim"
@@ -36,10 +36,10 @@ class ShimError(RuntimeError):
 
 @dataclass
 class _Now:
-    tensor: Tensor
+    values: list
 
-    def wait(self) -> Tensor:
-        return self.tensor
+    def wait(self) -> list:
+        return self.values
 
 
 class ShimLauncher:
@@ -82,10 +82,12 @@ class ShimLauncher:
             return
         with self._lock:
             function, bound, packer = self._prepare(kernel, key(constants))
-            packer.pack(args)
+            packed = args if isinstance(args, Packed) else packer
+            if not isinstance(args, Packed):
+                packer.pack(args)
             launch = _runtime(self.sanitize)
             code = launch.fs_shim_launch(
-                function, packer.address, (ctypes.c_int64 * 3)(*grid), (ctypes.c_int64 * 3)(*block), shared_bytes,
+                function, packed.address, (ctypes.c_int64 * 3)(*grid), (ctypes.c_int64 * 3)(*block), shared_bytes,
                 bound, self.order, self.seed,
             )  # fmt: skip
             self.launched.append(kernel.rpartition(":")[2])
@@ -94,7 +96,7 @@ class ShimLauncher:
 
     def fetch(self, tensor: Tensor) -> _Now:
         """The values are already there."""
-        return _Now(tensor.clone())
+        return _Now(tensor.tolist())
 
     def _prepare(self, name: str, constants: tuple) -> tuple:
         found = self._kernels.get((name, constants))

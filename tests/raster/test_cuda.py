@@ -164,8 +164,8 @@ def test_small_values_are_fetched_without_waiting_for_what_follows():
     pending = [gpu.fetch(t) for t in sent]
     for t in sent:
         t.zero_()  # queued later: not seen
-    assert [p.wait().tolist() for p in pending] == [[k, k + 1, k + 2] for k in range(5)]
-    assert gpu.fetch(torch.tensor([[1.5]], device="cuda")).wait().tolist() == [[1.5]]
+    assert [p.wait() for p in pending] == [[k, k + 1, k + 2] for k in range(5)]
+    assert gpu.fetch(torch.tensor([[1.5]], device="cuda")).wait() == [[1.5]]
     with pytest.raises(ValueError, match="at most 256 bytes"):
         gpu.fetch(torch.zeros(100, device="cuda"))
 

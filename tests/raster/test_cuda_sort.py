@@ -7,7 +7,7 @@ import torch
 from shim import ORDERS, ShimLauncher
 
 from featuresplat.raster._cuda_frame import Frame
-from featuresplat.raster._cuda_sort import sort_pairs
+from featuresplat.raster._cuda_sort import sort_pairs, sorting_room
 
 
 def sorted_by_kernels(keys, values, count, most, order="ascending"):
@@ -15,7 +15,11 @@ def sorted_by_kernels(keys, values, count, most, order="ascending"):
     frame = Frame(ShimLauncher(order=order, seed=5), keys.device, 1, 1, 16, 16)
     target = torch.full((len(keys),), -7, dtype=torch.int32)
     total = torch.tensor([count])
-    found = sort_pairs(frame, keys.clone(), None if values is None else values.clone(), total, target, most)
+    arrays = {"keys": keys.clone(), "keys_out": torch.empty_like(keys), "values": values, "values_out": target.clone()}
+    small = int(keys.dtype == torch.int16)
+    sizes = {n: len(t) * t.element_size() for n, t in arrays.items() if t is not None}
+    assert sizes.items() <= sorting_room(len(keys), small).items()
+    found = sort_pairs(frame, arrays, target, total, len(keys), small, most)
     return found[:count], target[:count], target[count:]
 
 

@@ -319,6 +319,7 @@ def test_arguments_reach_the_driver(noted):
 def test_modules_are_loaded_once(noted):
     assert noted["same file is one module"] == [1, 2]
     assert noted["other constants are another module"] == [2, 3]
+    assert noted["packed"]
     assert noted["empty grid"] == 0
     assert noted["threads"] == 200
 
