@@ -328,7 +328,9 @@ class Trainer:
 
     def finish(self) -> Scene:
         """Write the run folder: the scene, its metrics and its report."""
-        scene = self.scene()
+        scene, module = self.scene(), registry.load("modes", self.config.mode)
+        if hasattr(module, "settled"):
+            scene = module.settled(scene, self.dataset)
         scene.save(self.folder)  # before the field, which may still fail
         if self.config.teacher.name and not scene.fields:
             scene = with_field(scene, self.dataset, self.config, self.device, self.progress)

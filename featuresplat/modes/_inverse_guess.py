@@ -58,21 +58,28 @@ def materials(
     baked: Baked | None,
     shown: Tensor,
     mask_weight: float,
-) -> dict[str, Tensor]:
+    before: Tensor | None,
+) -> tuple[dict[str, Tensor], Tensor]:
     """Every Gaussian takes the material that explains it best under the light found so far, whose lamps are brightened.
 
     Args:
         sides: [N, 3] normals, outwards. received: by the N Gaussians. shown: [N] the most each shows in a view.
+        before: [N] what an earlier search has left.
+
+    Returns:
+        The materials, and what this search leaves to the next one.
     """
     occluders, cells = (None, None) if baked is None else (baked.occluders, baked.cells)
-    found = searched(g, sides, received, light, views, occluders, cells, solve.neighbour_means(g.means, sides))
+    near = solve.neighbours(g.means, sides)
+    found = searched(g, sides, received, light, views, occluders, cells, near, before)
     matt = (found.metallic < 0.5) & (shown > 0.05)
     if bool(matt.any()):
         white = float(torch.quantile(found.base_color[matt].amax(1), 0.9))
         found.base_color[found.metallic < 0.5] /= light.brighten_lamps(white / WHITE)
-    return {
+    values = {
         "base_color": found.base_color.clamp(max=0.95),
         "roughness": found.roughness[:, None],
         "metallic": found.metallic[:, None].clamp(0.03, 0.97),
         "progress": BEGUN * stationary(found.residual[:, None], mask_weight)[:, None],
     }
+    return values, found.gap

@@ -11,6 +11,7 @@ from featuresplat.modes import _inverse_pixels as px
 from featuresplat.modes._inverse_light import FittedLight
 from featuresplat.modes._inverse_solve import Views
 from featuresplat.shading import cubemap, occlusion, tone, transfer
+from featuresplat.shading.deferred import Received
 from featuresplat.types import Gaussians
 
 
@@ -83,3 +84,21 @@ class Baked:
         self.cells = self.occluders.means_of(tone.linear(s["colors"].clamp(0, 1)))
         self.reflected = self.transfer.reflected(self.cells)
         self.open = self.transfer.sky.sum(1)
+
+
+def received(light: FittedLight, baked: Baked | None, normals: Tensor) -> Received:
+    """The diffuse light at every Gaussian; differentiable in the light, and in the normals [N, 3] without shadows."""
+    sky = light.directions
+    assert sky is not None
+    if baked is None:
+        return Received(transfer.open_sky(normals) @ sky, torch.zeros_like(normals), torch.ones_like(normals[:, 0]))
+    return Received(baked.transfer.sky @ sky, baked.reflected, baked.open)
+
+
+def diffuse_light(light: FittedLight, baked: Baked | None, normals: Tensor) -> Tensor:
+    """[N, 7] direct and reflected irradiance / pi, and openness; an open black sky while there is no light yet."""
+    if light.directions is None:
+        dark = torch.zeros_like(normals)
+        return torch.cat([dark, dark, normals.new_ones(len(normals), 1)], 1)
+    r = received(light, baked, normals)
+    return torch.cat([r.direct, r.reflected, r.openness[:, None]], 1)

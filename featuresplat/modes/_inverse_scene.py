@@ -12,6 +12,7 @@ from torch import Tensor
 from featuresplat import raster
 from featuresplat.errors import FeaturesplatError
 from featuresplat.modes import _inverse_pixels as px
+from featuresplat.modes import _inverse_radiance as radiance
 from featuresplat.shading import cubemap, monte_carlo, occlusion, tone, transfer
 from featuresplat.shading.deferred import Lighting, Received, shade
 from featuresplat.shading.light import Light
@@ -241,28 +242,39 @@ def _render(scene: Scene, stage: Stage, camera: Cameras, request: RenderRequest)
     f = frame(scene, stage, camera, request)
     out, shape = f.out, (camera.height, camera.width)
     assert out.features is not None
-    assert out.rgb is not None
-    curve = tone_of(scene)
-    physical = f.diffuse + f.specular
-    if request.linear:
-        shown, raw = physical, tone.linear(out.rgb[0].clamp(0, 1))
+    if stage.light is None:
+        physical, rgb = both(scene, stage, f, camera, request)
+        share = f.pixels.progress * (physical - rgb.reshape(-1, 3)[f.pixels.rows])
+        rgb = rgb + px.spread(share, f.pixels.rows, *shape)
     else:
-        shown, raw = tone.display(physical, curve), out.rgb[0]
-    share = f.pixels.progress if stage.light is None else torch.ones_like(f.pixels.progress)
-    blend = px.spread(torch.cat([share * f.pixels.alpha * shown, share], 1), f.pixels.rows, *shape)
-    rgb = blend[..., :3] + ((1 - blend[..., 3:]) * raw if stage.light is None else 0)
-    rgb = rgb + (1 - out.alpha[0]) * _behind(scene, stage, f.rays, request, curve)
+        behind = _behind(scene, stage, f.rays, request)
+        rgb = (1 - out.alpha[0]) * behind
+        rgb.reshape(-1, 3)[f.pixels.rows] = _physical(scene, f, behind, request)
     codes = out.features[..., px.CHANNELS :]
     return replace(out, rgb=rgb[None], features=codes if codes.shape[-1] else None)
 
 
-def _behind(scene: Scene, stage: Stage, rays: Tensor, request: RenderRequest, curve: str) -> Tensor:
+def both(scene: Scene, stage: Stage, f: Frame, camera: Cameras, request: RenderRequest) -> tuple[Tensor, Tensor]:
+    """What the physical model shows at the frame's pixels [P, 3], and what the radiance shows [H, W, 3]."""
+    behind = _behind(scene, stage, f.rays, request)
+    raw = radiance.image(scene, f, camera, request, behind)
+    return _physical(scene, f, behind, request), raw
+
+
+def _physical(scene: Scene, f: Frame, behind: Tensor, request: RenderRequest) -> Tensor:
+    """[P, 3] the physical model at the frame's pixels, before what lies behind [H, W, 3]."""
+    shown, alpha = f.diffuse + f.specular, f.pixels.alpha
+    shown = shown if request.linear else tone.display(shown, tone_of(scene))
+    return alpha * shown + (1 - alpha) * behind.reshape(-1, 3)[f.pixels.rows]
+
+
+def _behind(scene: Scene, stage: Stage, rays: Tensor, request: RenderRequest) -> Tensor:
     """[H, W, 3] behind the Gaussians: what was asked for, else the environment, else the scene's own background."""
     color = request.backgrounds
     wanted = stage.light is not None and stage.light.behind
     if wanted or (color is None and bool(scene.mode_state["environment"])):
-        radiance = cubemap.sample(stage.cube, rays)
-        return radiance if request.linear else tone.display(radiance, curve)
+        sky = cubemap.sample(stage.cube, rays)
+        return sky if request.linear else tone.display(sky, tone_of(scene))
     color = torch.tensor(scene.info.get("background") or (0.0, 0.0, 0.0)) if color is None else color.reshape(-1, 3)[0]
     color = color.to(rays)
     return (tone.linear(color) if request.linear else color).expand_as(rays)
@@ -302,10 +314,8 @@ def _picture(scene: Scene, camera: Cameras, kind: str, request: RenderRequest) -
     stage = staged(scene, request.light)
     f = _frame_of(scene, stage, camera, replace(request, features=None))
     shape, s = (camera.height, camera.width), f.pixels.surface
-    assert f.out.rgb is not None
     if kind == "radiance":
-        raw = f.out.rgb[0]
-        return tone.linear(raw.clamp(0, 1)) if request.linear else raw
+        return radiance.image(scene, f, camera, request, f.rays.new_zeros(()))
     values = {
         "albedo": s.base_color,
         "roughness": s.roughness[:, None],

@@ -3,7 +3,12 @@
 Gradient descent does not find its way from matt to mirror: in between nothing fits. So every pixel of some photographs
 is shaded as metal and as dielectric of a few roughnesses, under the light found so far; what is shaded is linear in
 the base colour, so that each Gaussian's best colour for each of these materials is a quotient of two lifted sums, and
-what then remains, lifted and averaged over neighbours, tells which material it is.
+what then remains, lifted and averaged over neighbours, tells which material it is. How rough a metal is shows in how
+much it changes from view to view.
+
+Metals are known beforehand to be bright, and to change much from view to view. What a search has found of metal against
+dielectric counts in the next one: a sharper light shows roughness better, but mirrors worse, whose normals are never
+quite right.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from torch.nn import functional as F
 from featuresplat import raster
 from featuresplat.modes import _inverse_pixels as px
 from featuresplat.modes._inverse_light import FittedLight
-from featuresplat.modes._inverse_solve import CLIPPED, TRUNCATED, Views
+from featuresplat.modes._inverse_solve import CLIPPED, SHOWN, TRUNCATED, Views
 from featuresplat.shading import ggx, tone
 from featuresplat.shading.deferred import Received, surroundings
 from featuresplat.shading.occlusion import Occluders
@@ -35,26 +40,33 @@ SPREADS = 80
 """Times that what remains is averaged over neighbours."""
 VIVID = 0.1
 """Relative change from view to view at which a Gaussian begins to look like metal; at twice that it does."""
-CREDIT = 0.002
+CREDIT = 0.016
 """Residual that is forgiven to metal where it looks like metal: the normals' errors cost metal more."""
+DIM, DIMMED = 0.5, 0.15
+"""Metals reflect no less than the first in their strongest channel; a black one would cost the second."""
 MATT = 0.0003
 """Cost that the smoothest surface has to make up for."""
 EXPLAINED, WHOLE = 0.06, 0.15
 """A difference of the first costs half of the second. Better explain most pixels well than all of them poorly: what
 reflects its neighbours is never right everywhere."""
-UNSURE = 0.0005
-"""Difference of cost at which a material is about a third as likely."""
+UNSURE, SWINGS = 0.0005, 0.002
+"""Difference of cost at which a material is about a third as likely: of the fit of a dielectric, of a metal's swing."""
 KINDS = [(level, metallic) for level in range(len(LEVELS)) for metallic in (0.0, 1.0)]
 
 
 @dataclass
 class Guess:
-    """Materials: base_color [N, 3], roughness [N], metallic [N]; residual [N] in display units."""
+    """Materials: base_color [N, 3], roughness [N], metallic [N]; residual [N] in display units.
+
+    Attributes:
+        gap: [N] how much worse metal explains it than a dielectric; that of the searches before is in it.
+    """
 
     base_color: Tensor
     roughness: Tensor
     metallic: Tensor
     residual: Tensor
+    gap: Tensor
 
 
 @dataclass
@@ -87,13 +99,15 @@ def searched(
     occluders: Occluders | None,
     cells: Tensor | None,
     near: Tensor,
+    before: Tensor | None = None,
 ) -> Guess:
     """The best of KINDS for every Gaussian.
 
     Args:
         normals: [N, 3] unit, outwards. received: diffuse light at the N Gaussians.
         cells: [M, 3] radiance of the occluders' cells.
-        near: sparse [N, N], means over neighbours.
+        near: sparse [N, N], hands over to neighbours what each has; columns sum up to 1.
+        before: [N] gap of an earlier search.
     """
     features = torch.cat([normals, received.direct + received.reflected], 1)
     chosen = views.chosen[:: -(-len(views.chosen) // VIEWS)]
@@ -106,19 +120,55 @@ def searched(
         differences, trusts = [d for d, _ in both], [t for _, t in both]
     roughness, metallic = torch.tensor([(LEVELS[level].roughness, m) for level, m in KINDS]).to(normals).T
     # Metal or not shows in how much is wrong in all; how rough it is, in how much is right.
-    cost = _lifted_mean(g, shaded, differences, views)
-    cost = cost - CREDIT * ((_vividness(g, shaded, views) / VIVID - 1).clamp(0, 1) @ metallic[None])
-    sizes = [d.abs().mean(-1, keepdim=True) for d in differences]
-    fit = _lifted_mean(g, shaded, [r * (WHOLE / (r + EXPLAINED)) for r in sizes], views) + MATT * (1 - roughness)
-    both = torch.cat([cost, fit], 1)
+    cost, mass = _lifted_mean(g, shaded, differences, views)
+    sizes = [d.clamp(-TRUNCATED, TRUNCATED).abs().mean(-1, keepdim=True) for d in differences]
+    fit, _ = _lifted_mean(g, shaded, [r * (WHOLE / (r + EXPLAINED)) for r in sizes], views)
+    credit = CREDIT * (_vividness(g, shaded, views) / VIVID - 1).clamp(0, 1)
+    unlikely = metallic * (DIMMED * (1 - color.amax(2) / DIM).clamp_min(0) - credit)
+    pooled = torch.cat([mass * cost, mass * unlikely, mass * (fit + MATT * (1 - roughness)), mass], 1)
     for _ in range(SPREADS):
-        both = near @ both
-    cost, fit = both.split(len(KINDS), 1)
-    residual, best = cost.min(1)
+        pooled = near @ pooled
+    cost, unlikely, fit = (pooled[:, :-1] / pooled[:, -1:].clamp_min(1e-9)).split(len(KINDS), 1)
+    metal, other = (torch.where(metallic == m, cost + unlikely, torch.inf).amin(1) for m in (1, 0))
+    gap = metal - other + (0 if before is None else before)
+    kinds = metallic == (gap < 0).float()[:, None]
+    residual = torch.where(kinds, cost, torch.inf).amin(1)
+    swing, brighter = _moments(g, shaded, color, views, near)
+    fit = torch.where(metallic > 0.5, swing / SWINGS, fit / UNSURE)
+    color = torch.where(metallic[:, None] > 0.5, (color * brighter).clamp(max=1), color)
     # What fits about as well has its share: between matt and dull there is little to see.
-    share = torch.softmax(torch.where(metallic == metallic[best, None], -fit / UNSURE, -torch.inf), 1)
+    share = torch.softmax(torch.where(kinds, -fit, -torch.inf), 1)
     color = (share[..., None] * color).sum(1)
-    return Guess(color, share @ roughness, metallic[best], residual.clamp_min(0))
+    return Guess(color, share @ roughness, (gap < 0).float(), residual, gap)
+
+
+def _moments(g: Gaussians, shaded: list[_Shaded], color: Tensor, views: Views, near: Tensor) -> tuple[Tensor, Tensor]:
+    """How a mirror shows its surroundings, apart from where: a normal's error moves what it shows, so that pixel by
+    pixel a blurred and dim one always seems to fit better.
+
+    Returns:
+        [N, H] difference between how much brightness changes from view to view and how much it would, averaged over
+        neighbours; [N, H, 3] by how much what is seen is brighter on average than what would be.
+    """
+    seen, swings, means, wide = color.new_zeros(len(g), 1), torch.zeros(()), torch.zeros(()), 1 + len(KINDS)
+    for s in shaded:
+        both = torch.cat([s.radiance[:, None], _shown(g, s, color, views)], 1).clamp(0, 1)
+        light = tone.srgb(both).mean(-1)
+        sums = _lift(g, s, torch.cat([torch.ones_like(light[:, :1]), light, both.flatten(1)], 1), views)
+        there = (sums[:, :1] > SHOWN).float()
+        mean = sums[:, 1 : 1 + wide] / sums[:, :1].clamp_min(1e-6)
+        seen = seen + there
+        swings = swings + there * torch.cat([mean, mean.square()], 1)
+        means = means + sums[:, 1 + wide :]
+    first, second = (swings / seen.clamp_min(1)).split(wide, 1)
+    deviation = (second - first.square()).clamp_min(0).sqrt()
+    weight = (seen - 1).clamp_min(0)
+    pooled = torch.cat([weight * (deviation[:, 1:] - deviation[:, :1]).abs(), weight], 1)
+    for _ in range(SPREADS):
+        pooled = near @ pooled
+    means = means.reshape(len(g), wide, 3)
+    few = 1e-3 * means.mean()
+    return pooled[:, :-1] / pooled[:, -1:].clamp_min(1e-9), (means[:, :1] + few) / (means[:, 1:] + few)
 
 
 def _vividness(g: Gaussians, shaded: list[_Shaded], views: Views) -> Tensor:
@@ -213,19 +263,17 @@ def _shown(g: Gaussians, s: _Shaded, color: Tensor, views: Views) -> Tensor:
 
 
 def _differences(s: _Shaded, radiance: Tensor) -> tuple[Tensor, Tensor]:
-    """[P, H, 3] difference to the photograph, in display units, TRUNCATED at most; and the weight [P, H] of each pixel
-    in the next fit of colours: that of a least absolute deviation. A lamp's reflection beside its place is an outlier
-    of a hundred times what else is seen.
+    """[P, H, 3] difference to the photograph, in display units; and the weight [P, H] of each pixel in the next fit of
+    colours: that of a least absolute deviation. A lamp's reflection beside its place is an outlier of a hundred times
+    what else is seen.
     """
     away = (radiance.clamp(max=1) - s.radiance[:, None]).abs().mean(-1) * s.trust
     beyond = radiance.mean(-1).clamp_min(1).square()
-    difference = (tone.srgb(radiance.clamp(0, 1)) - s.shown[:, None]).clamp(-TRUNCATED, TRUNCATED)
-    return difference, s.trust / ((away + 0.05) * beyond)
+    return tone.srgb(radiance.clamp(0, 1)) - s.shown[:, None], s.trust / ((away + 0.05) * beyond)
 
 
-def _lifted_mean(g: Gaussians, shaded: list[_Shaded], values: list[Tensor], views: Views) -> Tensor:
-    """[N, H] mean over the views of the size of each Gaussian's mean in a view of [P, H, C]; TRUNCATED where it never
-    shows.
+def _lifted_mean(g: Gaussians, shaded: list[_Shaded], values: list[Tensor], views: Views) -> tuple[Tensor, Tensor]:
+    """[N, H] mean over the views of the size of each Gaussian's mean in a view of [P, H, C], and [N, 1] its weight.
 
     Of differences with their signs, patterns finer than a Gaussian, which no material explains, do not count.
     """
@@ -234,4 +282,4 @@ def _lifted_mean(g: Gaussians, shaded: list[_Shaded], values: list[Tensor], view
         sums = _lift(g, s, torch.cat([v.flatten(1), torch.ones_like(v[:, 0, :1])], 1), views)
         total = total + sums[:, :-1].reshape(len(g), *v.shape[1:]).abs().mean(2)
         mass = mass + sums[:, -1:]
-    return torch.where(mass > 1e-3, total / mass.clamp_min(1e-3), TRUNCATED)
+    return total / mass.clamp_min(1e-6), mass

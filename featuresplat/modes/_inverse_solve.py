@@ -166,8 +166,11 @@ def projected(
     return cubemap.sample(found, cubemap.directions(full.shape[1]).to(found)), color
 
 
-def neighbour_means(means: Tensor, normals: Tensor, neighbours: int = 12) -> Tensor:
-    """Sparse [N, N]: the mean over each Gaussian's nearest, itself among them, on its side of the surface."""
+def neighbours(means: Tensor, normals: Tensor, count: int = 12) -> Tensor:
+    """Sparse [N, N]: shares of what each Gaussian has among its nearest, itself among them, on its side of the surface.
+
+    A column sums up to 1: repeated, it spreads sums and loses nothing.
+    """
     import numpy as np
     from scipy.sparse import csr_array
     from scipy.spatial import KDTree
@@ -175,12 +178,12 @@ def neighbour_means(means: Tensor, normals: Tensor, neighbours: int = 12) -> Ten
     from featuresplat.shading.prefilter import to_torch_csr
 
     xyz = means.detach().cpu().numpy()
-    count = len(xyz)
-    _, near = KDTree(xyz).query(xyz, k=min(neighbours, count), workers=-1)
-    near = near.reshape(count, -1)
+    _, near = KDTree(xyz).query(xyz, k=min(count, len(xyz)), workers=-1)
+    near = near.reshape(len(xyz), -1)
     n = normals.detach().cpu().numpy()
     weight = np.clip((n[:, None] * n[near]).sum(-1), 0.01, 1).astype(np.float32)
-    weight /= weight.sum(1, keepdims=True)
-    rows = np.repeat(np.arange(count, dtype=np.int32), near.shape[1])
-    matrix = csr_array((weight.reshape(-1), (rows, near.reshape(-1).astype(np.int32))), (count, count))
-    return to_torch_csr(matrix).to(means.device)
+    rows = np.repeat(np.arange(len(xyz), dtype=np.int32), near.shape[1])
+    matrix = csr_array((weight.reshape(-1), (rows, near.reshape(-1).astype(np.int32))), (len(xyz), len(xyz)))
+    shares = csr_array(matrix + matrix.T)
+    shares.data = (shares.data / shares.sum(0)[shares.indices]).astype(np.float32)
+    return to_torch_csr(shares).to(means.device)

@@ -43,8 +43,8 @@ from featuresplat.modes._inverse_start import (
     started,
     started_light,
 )
-from featuresplat.shading import tone, transfer
-from featuresplat.shading.deferred import Lighting, Received, shade
+from featuresplat.shading import tone
+from featuresplat.shading.deferred import Lighting, shade
 from featuresplat.types import Gaussians, RenderOutput
 
 RADIANCE, SPECULAR, DIFFUSE, JOINT = range(4)
@@ -79,7 +79,7 @@ class Mode(static.Mode):
             super().__init__(inputs)
             oriented(self.gaussian_params)
         points = inputs.points if config.points_weight else None
-        self.surface = PointSurface.of(None if points is None else points.xyz)
+        self.surface = PointSurface.of(None if points is None else points.xyz.to(inputs.device))
         before = started_light(inputs)
         if self.surface is not None and before is None:  # a run with a light has its surface
             params = {k: v.detach() for k, v in self.gaussian_params.items()}
@@ -100,6 +100,7 @@ class Mode(static.Mode):
         self.stage = RADIANCE
         self.sides: Tensor | None = None
         self.baked: Baked | None = None
+        self.gap: Tensor | None = None
         self._view: dict[str, Any] = {}
 
     def at(self, time: float | None = None) -> Gaussians:
@@ -200,8 +201,9 @@ class Mode(static.Mode):
             return
         g, sides = self.at().detach(), self.sides
         assert sides is not None
-        received, weight = self._received(sides), self.config.inverse.mask_weight
-        self._take(guess.materials(g, sides, received, self._views(), self.light, self.baked, self.shown, weight))
+        named = self._views(), self.light, self.baked, self.shown, self.config.inverse.mask_weight, self.gap
+        values, self.gap = guess.materials(g, sides, looks.received(self.light, self.baked, sides), *named)
+        self._take(values)
 
     @torch.no_grad()
     def _take(self, values: dict[str, Tensor]) -> None:
@@ -301,24 +303,7 @@ class Mode(static.Mode):
     def _features(self, normals: Tensor) -> Tensor:
         """[N, CHANNELS] what is splatted for shading."""
         p = [self.gaussian_params[k].sigmoid() for k in MATERIALS]
-        return torch.cat([*p, normals, self._diffuse_light(normals)], 1)
-
-    def _diffuse_light(self, normals: Tensor) -> Tensor:
-        """[N, 7] direct and reflected irradiance / pi, and openness."""
-        if self.light.directions is None:
-            return torch.cat(
-                [torch.zeros_like(normals), torch.zeros_like(normals), normals.new_ones(len(normals), 1)], 1
-            )
-        r = self._received(normals)
-        return torch.cat([r.direct, r.reflected, r.openness[:, None]], 1)
-
-    def _received(self, normals: Tensor) -> Received:
-        """The diffuse light at every Gaussian; differentiable in the light, and in the normals without shadows."""
-        sky, baked = self.light.directions, self.baked
-        assert sky is not None
-        if baked is None:
-            return Received(transfer.open_sky(normals) @ sky, torch.zeros_like(normals), torch.ones_like(normals[:, 0]))
-        return Received(baked.transfer.sky @ sky, baked.reflected, baked.open)
+        return torch.cat([*p, normals, looks.diffuse_light(self.light, self.baked, normals)], 1)
 
     def _behind(self, view: modes.View, alpha: Tensor, rays: Tensor) -> Tensor:
         """[H, W, 3] what shines through where Gaussians leave room."""
@@ -352,6 +337,8 @@ class Mode(static.Mode):
         out = {"stage": torch.tensor(self.stage)}
         if self.sides is not None:
             out |= {"sides": self.sides, "shown": self.shown}
+        if self.gap is not None:
+            out["gap"] = self.gap
         if self.planes is not None:
             out |= {f"planes.{k}": v for k, v in enumerate(self.planes)}
         out |= {f"gathered.{k}": v for k, v in self.light.gathered().items()}
@@ -364,6 +351,7 @@ class Mode(static.Mode):
         self.stage = int(here["stage"])
         if "sides" in here:
             self.sides, self.shown = here["sides"], here["shown"]
+        self.gap = here.get("gap")
         if "planes.0" in here:
             self.planes = here["planes.0"], here["planes.1"], here["planes.2"]
         if self.stage != RADIANCE:
@@ -379,7 +367,7 @@ class Mode(static.Mode):
         normals = px.shortest_axes(g.quats, g.log_scales)
         out = {**p, "normal": normals if self.sides is None else px.facing(normals, self.sides)}
         out["shown"] = torch.ones_like(g.logit_opacities) if self.sides is None else self.shown
-        light = self._diffuse_light(normals).split([3, 3, 1], 1)
+        light = looks.diffuse_light(self.light, self.baked, normals).split([3, 3, 1], 1)
         out |= dict(zip(("direct", "reflected", "openness"), light, strict=True))
         if self.stage == RADIANCE:
             out["progress"] = torch.zeros_like(out["progress"])
@@ -394,5 +382,6 @@ from featuresplat.modes._inverse_edits import EDITS, joined, moved, radiating, r
 from featuresplat.modes._inverse_eval import measure  # noqa: E402, F401
 from featuresplat.modes._inverse_files import ENDINGS, columns, from_columns  # noqa: E402, F401
 from featuresplat.modes._inverse_panel import panel  # noqa: E402, F401
+from featuresplat.modes._inverse_radiance import settled  # noqa: E402, F401
 from featuresplat.modes._inverse_report import report  # noqa: E402, F401
 from featuresplat.modes._inverse_scene import KINDS, picture, render  # noqa: E402, F401

@@ -14,7 +14,7 @@ from featuresplat.geometry import rotmat_to_quat
 from featuresplat.modes import _inverse_pixels as px
 from featuresplat.modes._inverse_light import FittedLight
 from featuresplat.modes._inverse_search import searched
-from featuresplat.modes._inverse_solve import Views, neighbour_means
+from featuresplat.modes._inverse_solve import Views, neighbours
 from featuresplat.shading import cubemap, tone, transfer
 from featuresplat.shading.deferred import Lighting, Received, shade
 from featuresplat.types import Cameras, Gaussians
@@ -89,7 +89,7 @@ def test_the_search_tells_metal_from_dielectric_and_finds_their_colours():
         images.append((255 * shown).round().byte())
     cameras = Cameras(torch.stack(viewmats).double(), K.double().repeat(8, 1, 1), size, size)
     views = Views(cameras, lambda i: images[i], CPU, settings=raster.RasterSettings(), backend=None)
-    near = neighbour_means(g.means, normals)
+    near = neighbours(g.means, normals)
     guess = searched(g, normals, received, light, views, None, None, near)
     lit = normals[:, 2] > 0  # below, both are nearly black
     metal, other = lit & (metallic[:, 0] > 0.5), lit & (metallic[:, 0] < 0.5)
@@ -97,4 +97,4 @@ def test_the_search_tells_metal_from_dielectric_and_finds_their_colours():
     assert float(guess.metallic[other].mean()) < 0.03
     found = torch.stack([guess.base_color[rows].median(0).values for rows in (metal, other)])
     torch.testing.assert_close(found, color[[0, count]], atol=0.06, rtol=0)
-    assert float(guess.roughness[metal].median()) == pytest.approx(0.3)
+    assert float(guess.roughness[metal].median()) == pytest.approx(0.3, abs=0.01)  # a share of its neighbours is in it

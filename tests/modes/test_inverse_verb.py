@@ -61,6 +61,8 @@ def test_it_starts_from_the_run_and_ends_in_another(static, run):
     assert Scene.load(static).mode == "static"
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["test"]["psnr"] > 10
+    for name, value in before.gaussians.tensors().items():  # its radiance field
+        assert torch.equal(after.mode_state[f"radiance.{name}"], value), name
 
 
 def test_it_goes_on_where_it_was_stopped(static, preset, run, tmp_path, monkeypatch, capsys):
