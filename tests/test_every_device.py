@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny_training import interrupt_at, with_everything, write_scene
+from tiny_training import DEMO, interrupt_at, with_everything, write_scene
 
 from featuresplat.cli import main
 from featuresplat.raster import cuda
@@ -33,6 +34,7 @@ def root(tmp_path_factory, device) -> Path:
     """A scene, maps of features for its photographs, and a run with everything that a training can learn."""
     folder = tmp_path_factory.mktemp(f"on-{device}")
     write_scene(folder / "scene", range(0, 40, 5))
+    shutil.copy(DEMO / "points3d.ply", folder / "scene" / "start.ply")  # as many as a surface can be found by
     maps = folder / "maps"
     maps.mkdir()
     np.save(maps / "text.npy", np.eye(20, dtype=np.float32)[:2])
