@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.spatial import KDTree
+from torch import Tensor
 
 from featuresplat.errors import FeaturesplatError
 from featuresplat.prompts import text as texts
@@ -18,9 +20,17 @@ from featuresplat.prompts.photographs import view_named
 from featuresplat.prompts.pieces import pieces_of
 from featuresplat.prompts.selection import Selection, fingerprint
 from featuresplat.prompts.spatial import select_points
+from featuresplat.types import Gaussians
 
 if TYPE_CHECKING:
     from featuresplat.scene import Scene
+
+DENIED = 0.1
+"""A Gaussian with a score below this is not what the phrase means, says the field."""
+MIXED, AGREED = 0.25, 0.8
+"""A piece is more than one thing where more than the first share of it is denied, and around these Gaussians more than
+the second share of their neighbours: a field that errs here and there denies no thing."""
+NEIGHBOURS = 16
 
 
 @dataclass(frozen=True)
@@ -155,13 +165,15 @@ def select_text(
     Args:
         threshold: scores above are in; default 0.5.
         whole: the pieces of the scene that the phrase finds for the most part, where they are most of what it finds;
-            else the one piece that is most of it, if a quarter of that is found; else the Gaussians, cleaned up.
+            else the one piece that is most of it, if a quarter of that is found; else the Gaussians, cleaned up. Where
+            the field denies a good part of the pieces, several things hang together in them: that part is left out.
 
     Raises:
         FeaturesplatError: as `text.ask`.
     """
     query = texts.ask(scene, phrase, field)
-    found = query.masks(query.gaussians(scene), threshold)[0]
+    scores = query.gaussians(scene)
+    found = query.masks(scores, threshold)[0]
     if whole and bool(found.any()):
         pieces = pieces_of(scene, scene.gaussians)
         weight = scene.gaussians.opacities  # not by size: what is far away is huge
@@ -172,13 +184,26 @@ def select_text(
         of_found[-1] = 0.0  # the rest is no thing
         if not pieces.found:
             of_found[0] = 0.0
+        denied = (scores[0] < DENIED) & scene.fields[query.field].codes.any(1)
         mostly = of_found > 0.5 * of_all
         largest = int(of_found.argmax())
         if bool(mostly.any()) and float(of_found[mostly].sum()) > 0.5 * total:
-            return Selection(mostly[ids], phrase)
+            return Selection(_undenied(scene.gaussians, mostly[ids], denied), phrase)
         if total > 0 and float(of_found[largest]) > max(0.5 * total, 0.25 * float(of_all[largest])):
-            return Selection(ids == largest, phrase)
+            return Selection(_undenied(scene.gaussians, ids == largest, denied), phrase)
     return Selection(found, phrase).cleanup(scene)
+
+
+def _undenied(g: Gaussians, mask: Tensor, denied: Tensor) -> Tensor:
+    """Without the things that a phrase surely does not mean. A little of them goes along: edges, and dirt."""
+    xyz, mask = g.means[mask].cpu().numpy(), mask.clone()
+    _, near = KDTree(xyz).query(xyz, k=min(NEIGHBOURS, len(xyz)), workers=-1)
+    near = torch.from_numpy(near.reshape(len(xyz), -1)).to(mask.device)
+    around = denied[mask].to(mask.device).float()[near].mean(1)
+    weight = g.opacities[mask]
+    if float(weight[around > AGREED].sum()) > MIXED * float(weight.sum()):
+        mask[mask.clone()] = around <= 0.5
+    return mask
 
 
 def _plain(key: str, value: Any) -> Any:

@@ -65,6 +65,26 @@ def test_text_finds_the_large_thing_that_it_finds_a_third_of(asked, world):
     assert float(alone.mask[flat].float().mean()) < 0.3  # a tenth is no table
 
 
+@pytest.mark.parametrize("share", [0.3, 0.5])
+def test_of_things_that_hang_together_only_the_one_that_is_meant(asked, world, share):
+    """The ball's piece holds two things: the field denies one side of it."""
+    labels = world[1]
+    field = asked.fields["truth"]
+    ball = labels == 2
+    side = asked.gaussians.means[:, 0]
+    other = ball & (side < torch.quantile(side[ball], 1 - share))
+    codes = field.codes.clone()
+    codes[other] = field.text.vectors[3]
+    mixed = replace(asked, fields={"truth": replace(field, codes=codes)})
+    found = select_text(mixed, "red ball").mask
+    assert float(found[ball & ~other].float().mean()) > 0.9
+    assert float(found[other].float().mean()) < 0.1
+    unseen = codes.clone()
+    unseen[other] = 0  # says nothing, and denies nothing
+    whole = select_text(replace(asked, fields={"truth": replace(field, codes=unseen)}), "red ball").mask
+    assert float(whole[ball].float().mean()) > 0.95
+
+
 def test_nothing_of_it_is_there(asked):
     with pytest.raises(FeaturesplatError, match="nothing of it is found"):
         Target(text="background").select(asked)
