@@ -21,6 +21,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from featuresplat import raster
+from featuresplat.exposure import transform
 from featuresplat.modes import _inverse_pixels as px
 from featuresplat.shading import tone
 from featuresplat.types import Cameras, Gaussians
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from featuresplat.modes._inverse_scene import Frame
     from featuresplat.scene import RenderRequest, Scene
 
-PREFIX = "radiance."
+PREFIX, EXPOSURES = "radiance.", "exposure.delta"
 VIEWS = 32
 """Most photographs that the progress settles by."""
 FEW = 1e-3
@@ -140,9 +141,10 @@ def settled(scene: Scene, dataset: Dataset) -> Scene:
         scene = attached(scene, found[0], start.mode_state[f"{PREFIX}background"].tolist())
     else:
         return scene
-    g = scene.gaussians
+    scene, g = _exposed_alike(scene, start), scene.gaussians
     if not bool(scene.mode_state["gaussian.progress"].any()):  # no physical model yet
         return scene
+    exposures, names = scene.mode_state.get(EXPOSURES), scene.names("train")
     stage, request = finished.staged(scene, None), RenderRequest(backend=config.backend)
     top, bottom = g.means.new_zeros(len(g), 1), g.means.new_zeros(len(g), 1)
     for i in dataset.train[:: -(-len(dataset.train) // VIEWS)]:
@@ -151,8 +153,12 @@ def settled(scene: Scene, dataset: Dataset) -> Scene:
         frame = finished.frame(scene, stage, camera, request)
         physical, radiance = finished.both(scene, stage, frame, camera, request)
         rows = frame.pixels.rows
-        apart = radiance.reshape(-1, 3)[rows] - physical
-        wanted = ((radiance.reshape(-1, 3)[rows] - truth[rows]) * apart).sum(1, keepdim=True)
+        radiance = radiance.reshape(-1, 3)[rows]
+        if exposures is not None and (name := camera.names[0]) in names:
+            delta = exposures[names.index(name)]
+            physical, radiance = transform(physical, delta), transform(radiance, delta)
+        apart = radiance - physical
+        wanted = ((radiance - truth[rows]) * apart).sum(1, keepdim=True)
         maps = torch.cat([wanted, apart.square().sum(1, keepdim=True)], 1)
         if (mask := dataset.mask(i)) is not None:
             maps = maps * mask.reshape(-1, 1).to(maps)[rows]
@@ -172,3 +178,14 @@ def settled(scene: Scene, dataset: Dataset) -> Scene:
         top, bottom = top + sums[:, :1], bottom + sums[:, 1:]
     share = (top / (bottom + FEW * bottom.mean()).clamp_min(1e-12)).clamp(0, 1)
     return replace(scene, mode_state={**scene.mode_state, "gaussian.progress": share})
+
+
+def _exposed_alike(scene: Scene, start: Scene) -> Scene:
+    """The scene with the exposures of the photographs that the run it started from has found, if it has none itself."""
+    if (
+        EXPOSURES in scene.mode_state
+        or EXPOSURES not in start.mode_state
+        or scene.names("train") != start.names("train")
+    ):
+        return scene
+    return replace(scene, mode_state={**scene.mode_state, EXPOSURES: start.mode_state[EXPOSURES]})

@@ -141,6 +141,28 @@ def test_progress_settles_where_the_mixture_fits(tmp_path):
     assert len(radiance.field_of(out)[0]) == len(field)
 
 
+def test_exposures_of_the_run_go_along(tmp_path):
+    """Photographs that are half as bright as the field says: by the run's exposures, not by the physical model."""
+    plain = toy.scene()
+    field = field_like(plain)
+    names = plain.names("train")
+    delta = torch.cat([-0.5 * torch.eye(3), torch.zeros(3, 1)], 1).repeat(len(names), 1, 1)
+    start = Scene(field, plain.cameras, info=plain.info, mode_state={"exposure.delta": delta})
+    start.save(tmp_path / "start")
+    images = [(start.render(c, exposure=True).rgb[0].clamp(0, 1) * 255).round().byte() for c in
+              (plain.cameras[i] for i in range(4))]  # fmt: skip
+    dataset = SimpleNamespace(train=[0, 1, 3], image=lambda i: images[i], mask=lambda i: None)
+    plain.config.inverse.start = tmp_path / "start"
+    out = radiance.settled(plain, dataset)
+    assert torch.equal(out.mode_state["exposure.delta"], delta)
+    seen = plain.gaussians.means[:, 1] < -0.2
+    assert float(out.mode_state["gaussian.progress"][seen].mean()) < 0.02
+    shown = out.render(out.cameras[2], exposure=True).rgb
+    assert shown is not None
+    inside = toy.patch(shown[0], RED).mean((0, 1))
+    torch.testing.assert_close(inside, torch.tensor([0.05, 0.4, 0.4]), atol=0.03, rtol=0)
+
+
 def test_without_a_run_to_start_from_nothing_settles():
     plain = toy.scene()
     assert radiance.settled(plain, SimpleNamespace()) is plain
