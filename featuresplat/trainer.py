@@ -329,9 +329,10 @@ class Trainer:
     def finish(self) -> Scene:
         """Write the run folder: the scene, its metrics and its report."""
         scene, module = self.scene(), registry.load("modes", self.config.mode)
+        scene.save(self.folder)  # before what may still fail
         if hasattr(module, "settled"):
             scene = module.settled(scene, self.dataset)
-        scene.save(self.folder)  # before the field, which may still fail
+            scene.save(self.folder)
         if self.config.teacher.name and not scene.fields:
             scene = with_field(scene, self.dataset, self.config, self.device, self.progress)
             scene.save(self.folder)

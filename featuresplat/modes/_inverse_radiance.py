@@ -37,15 +37,19 @@ VIEWS = 32
 FEW = 1e-3
 """Pull of the progress to 0, as a share of the mean squared difference of the two models."""
 KEPT = 4
+_ROWS = 1 << 16
 _FIELDS: OrderedDict[tuple, tuple[tuple[Gaussians, Gaussians | None], object]] = OrderedDict()
 
 
 def seals(g: Gaussians) -> Tensor:
     """int64 [N]: numbers that differ where Gaussians differ in a bit."""
     bits = torch.cat([v.detach().float().reshape(len(g), -1) for v in g.tensors().values()], 1).contiguous()
-    values = bits.view(torch.int32).long()
-    factors = torch.arange(1, values.shape[1] + 1, device=values.device) * 0x9E3779B97F4A7C1
-    return ((values ^ (values << 17)) * (factors | 1)).sum(1)  # wraps around, which is meant
+    factors = torch.arange(1, bits.shape[1] + 1, device=bits.device) * 0x9E3779B97F4A7C1 | 1
+    found = []
+    for part in bits.view(torch.int32).split(_ROWS):
+        values = part.long()
+        found.append(((values ^ (values << 17)) * factors).sum(1))  # wraps around, which is meant
+    return torch.cat(found)
 
 
 def attached(scene: Scene, field: Gaussians, background: Sequence[float] | None) -> Scene:
