@@ -43,7 +43,8 @@ _FIELDS: OrderedDict[tuple, tuple[tuple[Gaussians, Gaussians | None], object]] =
 
 def seals(g: Gaussians) -> Tensor:
     """int64 [N]: numbers that differ where Gaussians differ in a bit."""
-    bits = torch.cat([v.detach().float().reshape(len(g), -1) for v in g.tensors().values()], 1).contiguous()
+    columns = [v.detach().float().reshape(len(g), v.shape[1:].numel()) for v in g.tensors().values()]
+    bits = torch.cat(columns, 1).contiguous()
     factors = torch.arange(1, bits.shape[1] + 1, device=bits.device) * 0x9E3779B97F4A7C1 | 1
     found = []
     for part in bits.view(torch.int32).split(_ROWS):

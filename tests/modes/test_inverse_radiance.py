@@ -53,6 +53,7 @@ def test_seals_tell_gaussians_apart_by_a_bit(scene, tmp_path):
     g = scene.gaussians
     seals = radiance.seals(g)
     assert len(seals.unique()) == len(g)
+    assert radiance.seals(g[:0]).shape == (0,)
     for name, value in g.tensors().items():
         changed = value.clone()
         changed[5].view(-1)[-1] = torch.nextafter(changed[5].view(-1)[-1], torch.tensor(9.0))
