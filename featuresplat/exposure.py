@@ -7,6 +7,9 @@ from torch import Tensor
 
 from featuresplat.types import Cameras
 
+EXPOSURES = "exposure.delta"
+"""Name of `Exposure.delta` in a scene's state."""
+
 
 class Exposure:
     """Affine colour transforms, one per training image: shown = rendered @ A^T + b (Kerbl et al. 2024).

@@ -25,12 +25,12 @@ from featuresplat.config import TrainConfig, to_dict
 from featuresplat.datasets import Dataset
 from featuresplat.errors import FeaturesplatError
 from featuresplat.evaluate import dataset_of
+from featuresplat.exposure import EXPOSURES
 from featuresplat.io.atomic import atomic_write_text
 from featuresplat.io.colormap import colorize_depth, colormap
 from featuresplat.io.images import to_bytes
 from featuresplat.scene import Scene
 
-EXPOSURES = "exposure.delta"
 MAX_VIEWS = 6
 """Views on the page."""
 

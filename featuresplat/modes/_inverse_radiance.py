@@ -21,7 +21,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from featuresplat import raster
-from featuresplat.exposure import transform
+from featuresplat.exposure import EXPOSURES, transform
 from featuresplat.modes import _inverse_pixels as px
 from featuresplat.shading import tone
 from featuresplat.types import Cameras, Gaussians
@@ -31,12 +31,11 @@ if TYPE_CHECKING:
     from featuresplat.modes._inverse_scene import Frame
     from featuresplat.scene import RenderRequest, Scene
 
-PREFIX, EXPOSURES = "radiance.", "exposure.delta"
+PREFIX = "radiance."
 VIEWS = 32
 """Most photographs that the progress settles by."""
 FEW = 1e-3
 """Pull of the progress to 0, as a share of the mean squared difference of the two models."""
-KEPT = 4
 _ROWS = 1 << 16
 _FIELDS: OrderedDict[tuple, tuple[tuple[Gaussians, Gaussians | None], object]] = OrderedDict()
 
@@ -44,7 +43,7 @@ _FIELDS: OrderedDict[tuple, tuple[tuple[Gaussians, Gaussians | None], object]] =
 def seals(g: Gaussians) -> Tensor:
     """int64 [N]: numbers that differ where Gaussians differ in a bit."""
     columns = [v.detach().float().reshape(len(g), v.shape[1:].numel()) for v in g.tensors().values()]
-    bits = torch.cat(columns, 1).contiguous()
+    bits = torch.cat(columns, 1)
     factors = torch.arange(1, bits.shape[1] + 1, device=bits.device) * 0x9E3779B97F4A7C1 | 1
     found = []
     for part in bits.view(torch.int32).split(_ROWS):
@@ -70,18 +69,16 @@ def field_of(scene: Scene) -> tuple[Gaussians, Gaussians | None] | None:
     state, g = scene.mode_state, scene.gaussians
     if f"{PREFIX}owner" not in state:
         return None
+    from featuresplat.modes import _inverse_scene as finished
+
     alive = (*g.tensors().values(), state[f"{PREFIX}owner"])
     key = tuple(map(id, alive))
     if key not in _FIELDS:
-        now, then, owner = seals(g), state[f"{PREFIX}seals"], state[f"{PREFIX}owner"]
-        whole, kept, own = Gaussians(**{k: state[PREFIX + k] for k in g.tensors()}), torch.isin(owner, now), g[:0]
-        if not bool(torch.isin(now, then).all()):
-            own = g[~torch.isin(now, then)]
-        edited = len(own) > 0 or not bool(kept.all())
-        found = (Gaussians.cat([whole[kept], own]), whole) if edited else (whole, None)
-        _FIELDS[key] = found, alive
-        while len(_FIELDS) > KEPT:
-            _FIELDS.popitem(last=False)
+        now, whole = seals(g), Gaussians(**{k: state[PREFIX + k] for k in g.tensors()})
+        kept, changed = torch.isin(state[f"{PREFIX}owner"], now), ~torch.isin(now, state[f"{PREFIX}seals"])
+        edited = bool(changed.any()) or not bool(kept.all())
+        found = (Gaussians.cat([whole[kept], g[changed]]), whole) if edited else (whole, None)
+        finished.remember(_FIELDS, key, found, alive)
     _FIELDS.move_to_end(key)
     return _FIELDS[key][0]
 
@@ -94,34 +91,19 @@ def image(scene: Scene, frame: Frame, camera: Cameras, request: RenderRequest, b
     if found is None:
         return surfels
     field, whole = found
-    rgb, covered = _splat(scene, field, camera, request, field.sh)
-    before = covered if whole is None else torch.maximum(covered, _splat(scene, whole, camera, request, None)[1])
+    rgb, covered = _splat(scene, field, camera, request)
+    before = covered if whole is None else torch.maximum(covered, _splat(scene, whole, camera, request)[1])
     # The field was trained over a colour, which is a part of what it shows.
     color = scene.mode_state[f"{PREFIX}background"] if request.backgrounds is None else request.backgrounds
     rgb = rgb + (1 - before) * color.to(rgb).reshape(-1, 3)[0]
     return (tone.linear(rgb.clamp(0, 1)) if request.linear else rgb) + (before - covered) * surfels
 
 
-def _splat(
-    scene: Scene, g: Gaussians, camera: Cameras, request: RenderRequest, colors: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _splat(scene: Scene, g: Gaussians, camera: Cameras, request: RenderRequest) -> tuple[Tensor, Tensor]:
     """Colours [H, W, 3] over black, and coverage [H, W, 1]."""
-    out = raster.rasterize(
-        g.means,
-        g.quats,
-        g.scales,
-        g.opacities,
-        colors,
-        camera.viewmats.to(g.means.device, torch.float32),
-        camera.Ks.to(g.means.device, torch.float32),
-        camera.width,
-        camera.height,
-        sh_degree=None if colors is None else g.sh_degree,
-        settings=scene.raster_settings(),
-        backend=request.backend,
-    )
-    alpha = out.alpha[0]
-    return alpha.new_zeros(()) if out.rgb is None else out.rgb[0], alpha
+    out = replace(scene, gaussians=g).splat(camera, replace(request, features=None, backgrounds=torch.zeros(3)))
+    assert out.rgb is not None
+    return out.rgb[0], out.alpha[0]
 
 
 @torch.no_grad()
@@ -187,10 +169,7 @@ def settled(scene: Scene, dataset: Dataset) -> Scene:
 
 def _exposed_alike(scene: Scene, start: Scene) -> Scene:
     """The scene with the exposures of the photographs that the run it started from has found, if it has none itself."""
-    if (
-        EXPOSURES in scene.mode_state
-        or EXPOSURES not in start.mode_state
-        or scene.names("train") != start.names("train")
-    ):
+    found = start.mode_state.get(EXPOSURES)
+    if found is None or EXPOSURES in scene.mode_state or scene.names("train") != start.names("train"):
         return scene
-    return replace(scene, mode_state={**scene.mode_state, EXPOSURES: start.mode_state[EXPOSURES]})
+    return replace(scene, mode_state={**scene.mode_state, EXPOSURES: found})

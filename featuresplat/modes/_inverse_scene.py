@@ -49,7 +49,7 @@ _STAGES: OrderedDict[tuple, tuple[Stage, object]] = OrderedDict()
 _BAKES: OrderedDict[tuple, tuple[tuple[occlusion.Occluders, transfer.Transfer], object]] = OrderedDict()
 _FILTERS: dict[tuple[int, torch.device], Prefilter] = {}
 KEPT = 4
-"""Lights and bakes that are remembered."""
+"""Lights, bakes and radiance fields that are remembered."""
 
 
 def material(scene: Scene, name: str) -> Tensor:
@@ -65,7 +65,7 @@ def staged(scene: Scene, value) -> Stage:
     parts = (scene.gaussians.means, scene.gaussians.sh0, *(scene.mode_state[f"gaussian.{n}"] for n in NAMES), own)
     key = (*map(id, parts), None if light is None else _light_key(light))
     if key not in _STAGES:
-        _remember(_STAGES, key, _stage(scene, light), (parts, light))
+        remember(_STAGES, key, _stage(scene, light), (parts, light))
     _STAGES.move_to_end(key)
     return _STAGES[key][0]
 
@@ -82,7 +82,7 @@ def _light_key(light: Light) -> tuple:
     )
 
 
-def _remember(store: OrderedDict, key: tuple, value, alive) -> None:
+def remember(store: OrderedDict, key: tuple, value, alive) -> None:
     """Keep a value with what its key's ids belong to, so that no id is used twice; forget the oldest."""
     store[key] = (value, alive)
     while len(store) > KEPT:
@@ -103,7 +103,7 @@ def baked(scene: Scene) -> tuple[occlusion.Occluders, transfer.Transfer]:
     key = tuple(map(id, (g.means, g.quats, g.log_scales, g.logit_opacities, scene.mode_state["gaussian.normal"])))
     if key not in _BAKES:
         occluders = occlusion.build(g.means, g.quats, g.scales, g.opacities, shown, normals=normal)
-        _remember(_BAKES, key, (occluders, transfer.bake(g.means, normal, occluders)), (parts, scene.mode_state))
+        remember(_BAKES, key, (occluders, transfer.bake(g.means, normal, occluders)), (parts, scene.mode_state))
     return _BAKES[key][0]
 
 
@@ -315,7 +315,8 @@ def _picture(scene: Scene, camera: Cameras, kind: str, request: RenderRequest) -
     f = _frame_of(scene, stage, camera, replace(request, features=None))
     shape, s = (camera.height, camera.width), f.pixels.surface
     if kind == "radiance":
-        return radiance.image(scene, f, camera, request, f.rays.new_zeros(()))
+        black = torch.zeros(3)
+        return radiance.image(scene, f, camera, replace(request, backgrounds=black), black.to(f.rays))
     values = {
         "albedo": s.base_color,
         "roughness": s.roughness[:, None],

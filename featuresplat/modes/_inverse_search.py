@@ -125,10 +125,8 @@ def searched(
     fit, _ = _lifted_mean(g, shaded, [r * (WHOLE / (r + EXPLAINED)) for r in sizes], views)
     credit = CREDIT * (_vividness(g, shaded, views) / VIVID - 1).clamp(0, 1)
     unlikely = metallic * (DIMMED * (1 - color.amax(2) / DIM).clamp_min(0) - credit)
-    pooled = torch.cat([mass * cost, mass * unlikely, mass * (fit + MATT * (1 - roughness)), mass], 1)
-    for _ in range(SPREADS):
-        pooled = near @ pooled
-    cost, unlikely, fit = (pooled[:, :-1] / pooled[:, -1:].clamp_min(1e-9)).split(len(KINDS), 1)
+    pooled = _pooled(near, torch.cat([cost, unlikely, fit + MATT * (1 - roughness)], 1), mass)
+    cost, unlikely, fit = pooled.split(len(KINDS), 1)
     metal, other = (torch.where(metallic == m, cost + unlikely, torch.inf).amin(1) for m in (1, 0))
     gap = metal - other + (0 if before is None else before)
     kinds = metallic == (gap < 0).float()[:, None]
@@ -162,13 +160,18 @@ def _moments(g: Gaussians, shaded: list[_Shaded], color: Tensor, views: Views, n
         means = means + sums[:, 1 + wide :]
     first, second = (swings / seen.clamp_min(1)).split(wide, 1)
     deviation = (second - first.square()).clamp_min(0).sqrt()
-    weight = (seen - 1).clamp_min(0)
-    pooled = torch.cat([weight * (deviation[:, 1:] - deviation[:, :1]).abs(), weight], 1)
-    for _ in range(SPREADS):
-        pooled = near @ pooled
+    swing = _pooled(near, (deviation[:, 1:] - deviation[:, :1]).abs(), (seen - 1).clamp_min(0))
     means = means.reshape(len(g), wide, 3)
     few = 1e-3 * means.mean()
-    return pooled[:, :-1] / pooled[:, -1:].clamp_min(1e-9), (means[:, :1] + few) / (means[:, 1:] + few)
+    return swing, (means[:, :1] + few) / (means[:, 1:] + few)
+
+
+def _pooled(near: Tensor, values: Tensor, weight: Tensor) -> Tensor:
+    """[N, C] of values [N, C], averaged over neighbours with weights [N, 1]."""
+    sums = torch.cat([weight * values, weight], 1)
+    for _ in range(SPREADS):
+        sums = near @ sums
+    return sums[:, :-1] / sums[:, -1:].clamp_min(1e-9)
 
 
 def _vividness(g: Gaussians, shaded: list[_Shaded], views: Views) -> Tensor:

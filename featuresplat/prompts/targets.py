@@ -196,10 +196,13 @@ def select_text(
 
 def _undenied(g: Gaussians, mask: Tensor, denied: Tensor) -> Tensor:
     """Without the things that a phrase surely does not mean. A little of them goes along: edges, and dirt."""
+    denied = denied.to(mask.device)
+    if not bool((mask & denied).any()):
+        return mask
     xyz, mask = g.means[mask].cpu().numpy(), mask.clone()
     _, near = KDTree(xyz).query(xyz, k=min(NEIGHBOURS, len(xyz)), workers=-1)
     near = torch.from_numpy(near.reshape(len(xyz), -1)).to(mask.device)
-    around = denied[mask].to(mask.device).float()[near].mean(1)
+    around = denied[mask].float()[near].mean(1)
     weight = g.opacities[mask]
     if float(weight[around > AGREED].sum()) > MIXED * float(weight.sum()):
         mask[mask.clone()] = around <= 0.5

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from featuresplat.modes import _inverse_radiance as radiance
+from featuresplat.modes.inverse import picture
 from featuresplat.prompts.edits import Edit, Opacity, Recolor, Remove, Transform
 from featuresplat.prompts.materials import Material
 from featuresplat.prompts.targets import Target
-from featuresplat.scene import Scene
+from featuresplat.scene import RenderRequest, Scene
 from featuresplat.types import SH_C0, Gaussians
 
 RED, GREEN, BLUE = range(3)
@@ -76,6 +77,17 @@ def test_it_shows_the_field_where_there_is_no_progress(scene):
     under = scene.render(scene.cameras[2], backgrounds=torch.tensor(WHITE)).rgb
     assert under is not None
     assert torch.allclose(under[0, 0, 0], torch.tensor(WHITE), atol=1e-3)
+
+
+def test_its_picture_is_over_black(scene):
+    white = {**scene.mode_state, "radiance.background": torch.tensor(WHITE)}
+    over_white = replace(scene, mode_state=white)
+    found, same = (picture(s, s.cameras[2], "radiance", RenderRequest())[0] for s in (scene, over_white))
+    assert torch.equal(found, same)
+    assert float(found[0, 0].max()) < 1e-3
+    rgb = over_white.render(over_white.cameras[2]).rgb
+    assert rgb is not None
+    assert torch.allclose(rgb[0, 0, 0], torch.tensor(WHITE), atol=1e-3)
 
 
 def test_another_light_does_not_know_it(scene):
