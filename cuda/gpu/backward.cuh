@@ -50,7 +50,8 @@ struct BackwardArgs {
   const float* left;
   const uint32_t* written;   // with ORDERED: the pair of each place, and where the sums of each pair end
   const int64_t* hit_ends;
-  float* sums;  // [splats, kRecord], added to; with ORDERED [hits, kRecord]
+  float* sums;    // [splats, kRecord], added to, or null; with ORDERED [hits, kRecord]
+  float* v_rows;  // [N, CHANNELS] gradients of features, added to, or null; with ORDERED they are part of the sums
   int64_t dim;
   int32_t width, height, tiles, tiles_x;
   float alpha_max;
@@ -58,8 +59,8 @@ struct BackwardArgs {
 
 // With vs the gradient of a pixel's exponent sigma, w the blending weight and d = centre - pixel, a record holds: sums of
 // vs {1, dx, dy, dx^2, dx dy, dy^2}; of w {v_red, v_green, v_blue, v_depth}; of the absolute gradients of the centre; of
-// w v_feature.
-constexpr int kAbsolute = 10, kFeatures = 12, kRecord = 12 + (CHANNELS + 3) / 4 * 4;
+// w v_feature, with ORDERED.
+constexpr int kAbsolute = 10, kFeatures = 12, kRecord = 12 + (ORDERED ? (CHANNELS + 3) / 4 * 4 : 0);
 // Fields of a product, in matrices of 16: from 0 on 6 moments, from 8 on 4 image gradients, from 12 on features.
 constexpr int kMatrices = (12 + CHANNELS + 15) / 16, kFields = 16 * kMatrices;
 constexpr int kOut = kFields + 4;  // floats from a splat's sums to the next one's; then the absolute ones
@@ -294,17 +295,24 @@ FS_DEVICE void add_records(const BackwardArgs& a, Warp& s, int head, int members
   if (q < 3) *reinterpret_cast<float4*>(record + 4 * q) = make_float4(v0, v1, v2, v3);
 #else
   float* record = a.sums + static_cast<int64_t>(s.record[at]) * kRecord;
-  if (v0 != 0 || v1 != 0 || v2 != 0 || v3 != 0) fs_red_add4(record + 4 * q, v0, v1, v2, v3);
+  if (a.sums && (v0 != 0 || v1 != 0 || v2 != 0 || v3 != 0)) fs_red_add4(record + 4 * q, v0, v1, v2, v3);
+  if (!a.v_rows) return;
+  float* row = a.v_rows + static_cast<int64_t>(s.id[at]) * CHANNELS;
 #endif
 #pragma unroll
-  for (int k = 0; k < kRecord / 4 - 3; ++k) {
+  for (int k = 0; k < (CHANNELS + 3) / 4; ++k) {
     if ((k & 3) != 3 - q) continue;
     float v[4];
     for (int i = 0; i < 4; ++i) v[i] = 4 * k + i < CHANNELS ? o[12 + 4 * k + i] : 0.f;
 #if ORDERED
     *reinterpret_cast<float4*>(record + kFeatures + 4 * k) = make_float4(v[0], v[1], v[2], v[3]);
 #else
-    fs_red_add4(record + kFeatures + 4 * k, v[0], v[1], v[2], v[3]);
+    if (CHANNELS % 4 == 0) fs_red_add4(row + 4 * k, v[0], v[1], v[2], v[3]);
+    else {
+      for (int i = 0; i < 4; ++i) {
+        if (4 * k + i < CHANNELS) fs_atomic_add(row + 4 * k + i, v[i]);
+      }
+    }
 #endif
   }
 }

@@ -191,7 +191,7 @@ struct RowsArgs {
   int32_t camera, record;
 };
 
-// One thread for each channel of each splat of one camera.
+// With ORDERED sums: one thread for each channel of each splat of one camera.
 FS_KERNEL(256, gather_rows, const RowsArgs a) {
   const int64_t begin = a.firsts[a.camera], i = fs_global_thread(), rank = begin + i / a.dim, c = i % a.dim;
   if (rank < a.firsts[a.camera + 1]) a.v_rows[a.splats[rank].id * a.dim + c] += a.sums[rank * a.record + 12 + c];

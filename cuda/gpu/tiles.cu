@@ -2,6 +2,22 @@
 // other; a stable sort by tile (sort.cu) leaves every tile's list near to far.
 #include "splat.cuh"
 
+struct SpansArgs {
+  const Splat* splats;    // [splat_capacity]
+  const int64_t* firsts;  // [C + 1] the first splat of each camera
+  int64_t* spans;         // [splat_capacity] tiles that each reaches
+  int64_t splat_capacity;
+  int32_t cameras;
+};
+
+// One thread for each splat: as make_splats counted.
+FS_KERNEL(128, count_spans, const SpansArgs a) {
+  const int64_t rank = fs_global_thread();
+  if (rank >= a.splat_capacity) return;
+  const Splat s = load_splat(a.splats + rank);
+  a.spans[rank] = rank < a.firsts[a.cameras] && s.floor < FS_INF ? for_tiles(s, 0, [](int, int) {}) : 0;
+}
+
 struct PairsArgs {
   const Splat* splats;    // [splat_capacity]
   const int64_t* firsts;  // [C + 1] the first splat of each camera

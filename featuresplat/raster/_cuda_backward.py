@@ -26,12 +26,13 @@ _FIXED_FLOATS = 12
 
 
 def gradients(
-    inputs: RasterInputs, frame: Frame, meta: RasterMeta, depth: Tensor, incoming, wanted: dict[str, bool],
-) -> dict[str, Tensor]:  # fmt: skip
+    inputs: RasterInputs, frame: Frame, meta: RasterMeta, incoming, wanted: dict[str, bool], keep: bool
+) -> dict[str, Tensor]:
     """Gradients by name, of the inputs that are ``wanted``.
 
     Args:
         incoming: gradients of rgb, features, alpha and depth; None where the loss does not use them.
+        keep: whether the frame will be used again; else its memory is let go piece by piece to make room.
     """
     v_rgb, v_features, v_alpha, v_depth = (None if g is None else g.contiguous() for g in incoming)
     if inputs.geometry_grad == "none":
@@ -60,7 +61,7 @@ def gradients(
             "gradients through opaque pixels need alpha_max below 1 or transmittance_min above 0",
             "Change one of the two settings.",
         )
-    work = _Backward(inputs, frame, meta, depth, (v_rgb, v_features, v_alpha, v_depth), wanted, out)
+    work = _Backward(inputs, frame, meta, (v_rgb, v_features, v_alpha, v_depth), wanted, out, keep)
     work.run(moves, colored, features_move)
     return out
 
@@ -75,15 +76,14 @@ def _no_geometry(inputs: RasterInputs, wanted: dict[str, bool], out: dict[str, T
 class _Backward:
     """One backward pass."""
 
-    def __init__(self, inputs, frame, meta, depth, incoming, wanted, out):
+    def __init__(self, inputs, frame, meta, incoming, wanted, out, keep):
         self.inputs, self.frame, self.meta = inputs, frame, meta
-        self.depth = depth
         self.v_rgb, self.v_features, self.v_alpha, self.v_depth = incoming
-        self.wanted, self.out = wanted, out
+        self.wanted, self.out, self.keep = wanted, out, keep
 
     def run(self, moves: bool, colored: bool, features_move: bool) -> None:
-        """Fill ``out``."""
-        inputs, out = self.inputs, self.out
+        """Fill ``out``. What is used up is let go before there has to be room for more."""
+        inputs, out, f = self.inputs, self.out, self.frame
         rows = inputs.features
         dim = 0 if rows is None else rows.shape[1]
         few = self.v_features is not None and dim <= options.few()
@@ -93,51 +93,63 @@ class _Backward:
         cleared = None
         if rows is not None and self.wanted["features"]:
             cleared = Cleared("the gradient of features", tuple(rows.shape), rows.device)
-        sums = None
         try:
-            if geometry:
-                self._make_room()
+            if few and cleared is not None:
+                out["features"], cleared = cleared.wait(), None
+            sums = None
             if geometry or (few and row_grads):
                 wide = features_move and not few
-                sums = self._sums(colored, beside, wide, moves, features_move)
+                sums = self._sums(colored and geometry, geometry, beside, wide, moves, features_move)
+            if not self.keep:
+                f.left = f.depth = None
+                if few or not row_grads:
+                    f.slab = None
             if geometry and sums is not None:
                 self._gather(sums, moves)
             else:
                 _no_geometry(inputs, self.wanted, out)
+            if beside and row_grads and sums is not None and options.deterministic():
+                self._gather_rows(sums, out["features"])
+            del sums  # room for the transpose
         finally:
             if cleared is not None:
                 out["features"] = cleared.wait()
-        if beside and row_grads and sums is not None:
-            self._gather_rows(sums, out["features"])
-        del sums  # room for the transpose
         if row_grads and not few:
             assert self.v_features is not None
-            transpose(self.frame, inputs, self.v_features, 1, out["features"], None, self.frame.last)
+            transpose(f, inputs, self.v_features, 1, out["features"], None, f.last)
 
     def _make_room(self) -> None:
-        """For what `_gather` adds to, not cleared yet."""
+        """For what `_gather` adds to."""
+        found = []
         for name in _GATHERED:
             tensor = getattr(self.inputs, name)
             if self.wanted[name] and tensor is not None:
                 self.out[name] = self.frame.empty(f"the gradient of {name}", tensor.shape)
+                found.append(self.out[name])
+        if found:
+            torch._foreach_zero_(found)  # one kernel for all  # pyright: ignore[reportPrivateImportUsage]
 
-    def _sums(self, colored: bool, channels: int, wide: bool, moves: bool, features_move: bool) -> Tensor:
-        """Queue the pass over the tiles: what each splat receives, [splats, floats]; see backward.cuh. Also clears what
-        is gathered from it."""
+    def _sums(
+        self, colored: bool, geometry: bool, channels: int, wide: bool, moves: bool, features_move: bool
+    ) -> Tensor | None:
+        """Queue the pass over the tiles: what each splat receives, [splats, floats]; see backward.cuh. Gradients of few
+        feature channels go where they belong at once, unless they are to be added up in order. None when there is
+        nothing else."""
         f, inputs = self.frame, self.inputs
-        width = _FIXED_FLOATS + -(-channels // 4) * 4
         rows = inputs.features
         dim = 0 if rows is None else rows.shape[1]
         matrix, ordered = options.matrix_units(f), options.deterministic()
+        width = _FIXED_FLOATS + (-(-channels // 4) * 4 if ordered else 0)
         hit_ends, total = self._hits() if ordered else (None, f.splat_capacity)
-        sums = f.empty("the gradients of splats", (total, width))
-        cleared = [sums, *(self.out[n] for n in _GATHERED if n in self.out)]
-        torch._foreach_zero_(cleared)  # one kernel for all  # pyright: ignore[reportPrivateImportUsage]
+        sums = None
+        if ordered or geometry:
+            sums = f.empty("the gradients of splats", (total, width)).zero_()
         values: dict[str, Any] = {
             **f.lists(), "rows": rows,
             "backgrounds": inputs.backgrounds, "v_rgb": self.v_rgb, "v_features": self.v_features,
-            "v_alpha": self.v_alpha, "v_depth": self.v_depth, "depth": self.depth,
-            "last": self.frame.last, "left": self.frame.left, "written": f.written, "hit_ends": hit_ends, "sums": sums,
+            "v_alpha": self.v_alpha, "v_depth": self.v_depth, "depth": f.depth,
+            "last": f.last, "left": f.left, "written": f.written, "hit_ends": hit_ends, "sums": sums,
+            "v_rows": self.out.get("features") if channels and not ordered else None,
             "dim": dim, "width": f.width, "height": f.height, "tiles": f.tiles,
             "tiles_x": f.tiles_x, "alpha_max": inputs.settings.alpha_max,
         }  # fmt: skip
@@ -150,7 +162,7 @@ class _Backward:
         shared, warps = options.backward_shared_bytes(constants), constants["WARPS"]
         grid = f.all_tiles * 8 // warps
         f.launch("blend_backward", "backward.cuh", "BackwardArgs", grid, 32 * warps, values, constants, shared)
-        if hit_ends is None:
+        if hit_ends is None or sums is None:
             return sums
         out = f.empty("the gradients of splats", (f.splat_capacity, width))
         self._over_hits(
@@ -184,6 +196,7 @@ class _Backward:
 
     def _gather(self, sums: Tensor, moves: bool) -> None:
         """Queue the derivatives of the projection."""
+        self._make_room()
         f, inputs, out, device = self.frame, self.inputs, self.out, self.frame.device
         colors = inputs.colors
         kind = 0 if colors is None else 1 if inputs.sh_degree is None else 2

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,10 +59,10 @@ def render(inputs: RasterInputs, keep: bool) -> Rendered:
     meta = empty_meta(inputs)
     rows = inputs.features
     late = rows is not None and options.checked_late(rows, device=inputs.means.device)
-    excluded = None if rows is None or late or rows.numel() == 0 else bad_rows(rows, None)
+    exclude = None if rows is None or late or rows.numel() == 0 else partial(bad_rows, rows, None)
     # Where pixels stop is needed by whatever comes after the colours.
-    pixels = ("last", "left") if keep else ("last",) if rows is not None and rows.shape[1] > options.few() else ()
-    front = make_frame(inputs, meta, excluded, pixels=pixels)
+    last = keep or (rows is not None and rows.shape[1] > options.few())
+    front = make_frame(inputs, meta, exclude, last=last)
     frame = front.frame
     shape = (frame.cameras, frame.height, frame.width)
     rgb = None if inputs.colors is None else frame.empty("the colour image", (*shape, 3))
@@ -69,6 +70,8 @@ def render(inputs: RasterInputs, keep: bool) -> Rendered:
     features = None
     if inputs.features is not None:
         features = frame.empty("the feature image", (*shape, inputs.features.shape[1]))
+    if keep:
+        frame.left, frame.depth = frame.empty("the transmittances", (*shape, 1)), depth.detach()
     out = Rendered(rgb, features, alpha, depth, meta, frame)
     halves = inputs.precision == "fp16" and rows is not None and rows.shape[1] > options.few()
     while True:  # once more should the lists have had too little room

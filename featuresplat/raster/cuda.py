@@ -38,6 +38,13 @@ def _contiguous(inputs: RasterInputs) -> RasterInputs:
     return inputs.replace(**changed) if changed else inputs
 
 
+def _graph_is_kept() -> bool:
+    """Whether the backward pass under way was asked to leave what it needs (``retain_graph``); True where torch does
+    not tell."""
+    tells = getattr(getattr(torch._C, "_autograd", None), "_get_current_graph_task_keep_graph", None)
+    return True if tells is None else tells()
+
+
 class _Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, inputs: RasterInputs, result: dict, *tensors):  # pyright: ignore
@@ -49,17 +56,22 @@ class _Rasterize(torch.autograd.Function):
         # Tensors that came in or go out live on the graph, the engine's own with the frame.
         ctx.frame = frame
         ctx.inputs = inputs.replace(**dict.fromkeys(_TENSORS))
-        ctx.save_for_backward(*(getattr(held, n) for n in _TENSORS), rendered.depth)
+        ctx.depth_version = rendered.depth._version
+        ctx.save_for_backward(*(getattr(held, n) for n in _TENSORS))
         ctx.set_materialize_grads(False)
         return rendered.rgb, rendered.features, rendered.alpha, rendered.depth
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *grads):  # pyright: ignore
-        *held, depth = ctx.saved_tensors
-        inputs = ctx.inputs.replace(**dict(zip(_TENSORS, held, strict=True)))
+        inputs = ctx.inputs.replace(**dict(zip(_TENSORS, ctx.saved_tensors, strict=True)))
         wanted: dict[str, bool] = dict(zip(_TENSORS, ctx.needs_input_grad[2:], strict=True))
-        found = _cuda_backward.gradients(inputs, ctx.frame, ctx.meta, depth, grads, wanted)
+        frame, keep = ctx.frame, _graph_is_kept()
+        if grads[3] is not None and frame.depth._version != ctx.depth_version:
+            raise RuntimeError("the depth image was changed in place; its gradient needs it as it was drawn")
+        if not keep:
+            ctx.frame = None
+        found = _cuda_backward.gradients(inputs, frame, ctx.meta, grads, wanted, keep)
         return (None, None, *(found.get(n) for n in _TENSORS))
 
 

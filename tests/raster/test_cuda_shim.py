@@ -132,16 +132,37 @@ def test_lists_that_prove_too_short_are_made_anew(make_scene):
         counts = []
         try:
             for known in ((0, 300), (10**6, 0), (0, 0)):  # pairs and splats
-                for key in _cuda_frame._found_by_last_call:
-                    _cuda_frame._found_by_last_call[key] = known
+                for key in _cuda_frame._found_lately:
+                    _cuda_frame._found_lately[key] = known
                 launcher.launched.clear()
                 again = render(scene, "cuda")
-                counts.append((launcher.launched.count("make_splats"), launcher.launched.count("emit_pairs")))
+                counts.append([launcher.launched.count(n) for n in ("make_splats", "emit_pairs", "count_spans")])
                 for name in ("rgb", "features", "alpha", "depth"):
                     assert torch.equal(getattr(again, name), getattr(expected, name)), name
         finally:
             _cuda_frame._STEP = step
-    assert counts == [(1, 2), (2, 2), (2, 3)]
+    assert counts == [[1, 2, 1], [2, 2, 0], [2, 3, 1]]
+
+
+def test_views_that_see_more_and_less_are_not_drawn_twice(make_scene):
+    """What is expected of a call is the most of the last ones, and is forgotten in time."""
+    few, many = make_scene(20), make_scene(300)
+    step, _cuda_frame._STEP = _cuda_frame._STEP, 8
+    try:
+        with stand_in(ShimLauncher()) as launcher:
+            for scene in (few, many):
+                render(scene, "cuda")
+            launcher.launched.clear()
+            for scene in (few, many, few, few, many):
+                render(scene, "cuda")
+    finally:
+        _cuda_frame._STEP = step
+    assert launcher.launched.count("emit_pairs") == 5
+    expected = 6400
+    for _ in range(180):
+        expected = _cuda_frame.most_lately(expected, 100)
+    assert 3100 < expected < 3300
+    assert _cuda_frame.most_lately(expected, 5000) == 5000
 
 
 def test_many_tiles_need_wide_keys(make_scene):
@@ -159,7 +180,7 @@ def test_many_tiles_need_wide_keys(make_scene):
     assert int(counts.sum()) == frame.pairs > 30
     tile = int(counts.argmax())
     ranks = frame.slab.tensor("list", frame.pairs, torch.int32)[offsets[tile] : offsets[tile + 1]].long()
-    ids = frame.slab.tensor("splats", 16 * frame.splat_capacity, torch.int32).view(-1, 16)[ranks, 15].long()
+    ids = frame.splats.view(torch.int32)[ranks, 15].long()
     depths = (scene.means @ scene.viewmats[0, 2, :3] + scene.viewmats[0, 2, 3])[ids]
     assert bool((depths.diff() >= -1e-5).all())
 
