@@ -4,7 +4,7 @@
     python benchmarks/gpu_memory.py --peak 32 backward  what is alive at the peak of one pass
 
 Every tensor that a pass makes is counted from when it is made until nobody holds it, in multiples of 512 bytes, as
-torch's CUDA allocator does (which may leave a larger block whole: where both were known, a device's count was 0 to 3
+torch's CUDA allocator does (which may leave a larger block whole: where both were known, a device's count was 0 to 5
 MiB above this one). Tensors are on the device ``meta``, which has shapes and no memory; kernels do nothing; the numbers
 of splats and pairs are those of the workload. Passes as in gpu_speed.py (``backward``: with its forward).
 """
