@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from featuresplat.modes import _inverse_solve as solve
+from featuresplat.modes._inverse_lamps import lamps_gain
 from featuresplat.modes._inverse_light import FittedLight
 from featuresplat.modes._inverse_looks import Baked
 from featuresplat.modes._inverse_search import searched
@@ -59,20 +60,28 @@ def materials(
     shown: Tensor,
     mask_weight: float,
     before: Tensor | None,
+    told: bool = False,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Every Gaussian takes the material that explains it best under the light found so far, whose lamps are brightened.
+    """Every Gaussian takes the material that explains it best under the light found so far, whose lamps become as
+    bright as `_inverse_lamps` says, and brighter where the brightest matt surfaces would reflect too much.
 
     Args:
         sides: [N, 3] normals, outwards. received: by the N Gaussians. shown: [N] the most each shows in a view.
-        before: [N] what an earlier search has left.
+        before: [N] what an earlier search has left. told: what is metal was told by it.
 
     Returns:
         The materials, and what this search leaves to the next one.
     """
     occluders, cells = (None, None) if baked is None else (baked.occluders, baked.cells)
     near = solve.neighbours(g.means, sides)
-    found = searched(g, sides, received, light, views, occluders, cells, near, before)
+    found = searched(g, sides, received, light, views, occluders, cells, near, before, told)
     matt = (found.metallic < 0.5) & (shown > 0.05)
+    if baked is not None:
+        total, lamps = received.direct + received.reflected, baked.transfer.direct(light.lamps())
+        gain = lamps_gain(g.means, found.base_color * total, lamps, total - lamps, matt, near)
+        light.set_lamps(gain)
+        paler = total / (total + (gain - 1) * lamps).clamp_min(1e-6)
+        found.base_color = torch.where(found.metallic[:, None] < 0.5, found.base_color * paler, found.base_color)
     if bool(matt.any()):
         white = float(torch.quantile(found.base_color[matt].amax(1), 0.9))
         found.base_color[found.metallic < 0.5] /= light.brighten_lamps(white / WHITE)

@@ -117,16 +117,26 @@ class FittedLight:
 
         Nothing happens where ``gain`` is not above 1 or nothing is that bright.
         """
-        cube = self.cube()
+        cube, bright = self.cube(), self.lamps()
         area = cubemap.solid_angles(self.size).to(cube)[None, ..., None]
-        bright = ((cube.mean(-1, keepdim=True) - LAMP) / LAMP).clamp(0, 1) * cube
         total, lamps = float((cube * area).sum()), float((bright * area).sum())
         if gain <= 1 or lamps < 1e-3 * total:
             return 1.0
         more = min((gain - 1) * total / lamps, BRIGHTEST)
-        self.set((cube + more * bright).log())
-        self.filter()
+        self.set_lamps(1 + more)
         return 1 + more * lamps / total
+
+    @torch.no_grad()
+    def lamps(self) -> Tensor:
+        """[6, S, S, 3] the part of the light whose reflections photographs may have clipped."""
+        cube = self.cube()
+        return ((cube.mean(-1, keepdim=True) - LAMP) / LAMP).clamp(0, 1) * cube
+
+    @torch.no_grad()
+    def set_lamps(self, gain: float) -> None:
+        """Make lamps brighter."""
+        self.set((self.cube() + (gain - 1) * self.lamps()).log())
+        self.filter()
 
     def gathered(self) -> dict[str, Tensor]:
         """Gradients that no step has taken yet."""

@@ -6,9 +6,9 @@ the base colour, so that each Gaussian's best colour for each of these materials
 what then remains, lifted and averaged over neighbours, tells which material it is. How rough a metal is shows in how
 much it changes from view to view.
 
-Metals are known beforehand to be bright, and to change much from view to view. What a search has found of metal against
-dielectric counts in the next one: a sharper light shows roughness better, but mirrors worse, whose normals are never
-quite right.
+Metals are known beforehand to be bright, not to be matt, and to change much from view to view. What a search has found
+of metal against dielectric counts in the next one: a sharper light shows roughness better, but mirrors worse, whose
+normals are never quite right.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ CREDIT = 0.016
 """Residual that is forgiven to metal where it looks like metal: the normals' errors cost metal more."""
 DIM, DIMMED = 0.5, 0.15
 """Metals reflect no less than the first in their strongest channel; a black one would cost the second."""
+ROUGHEST, DULL = 0.45, 0.04
+"""Metals are no rougher than the first; the roughest there is would cost the second. It looks like what is matt, and
+most of that is no metal."""
 MATT = 0.0003
 """Cost that the smoothest surface has to make up for."""
 EXPLAINED, WHOLE = 0.06, 0.15
@@ -100,6 +103,7 @@ def searched(
     cells: Tensor | None,
     near: Tensor,
     before: Tensor | None = None,
+    told: bool = False,
 ) -> Guess:
     """The best of KINDS for every Gaussian.
 
@@ -108,6 +112,7 @@ def searched(
         cells: [M, 3] radiance of the occluders' cells.
         near: sparse [N, N], hands over to neighbours what each has; columns sum up to 1.
         before: [N] gap of an earlier search.
+        told: what is metal is as that search left it.
     """
     features = torch.cat([normals, received.direct + received.reflected], 1)
     chosen = views.chosen[:: -(-len(views.chosen) // VIEWS)]
@@ -124,11 +129,12 @@ def searched(
     sizes = [d.clamp(-TRUNCATED, TRUNCATED).abs().mean(-1, keepdim=True) for d in differences]
     fit, _ = _lifted_mean(g, shaded, [r * (WHOLE / (r + EXPLAINED)) for r in sizes], views)
     credit = CREDIT * (_vividness(g, shaded, views) / VIVID - 1).clamp(0, 1)
-    unlikely = metallic * (DIMMED * (1 - color.amax(2) / DIM).clamp_min(0) - credit)
+    dull = DULL * ((roughness - ROUGHEST) / (1 - ROUGHEST)).clamp_min(0)
+    unlikely = metallic * (DIMMED * (1 - color.amax(2) / DIM).clamp_min(0) + dull - credit)
     pooled = _pooled(near, torch.cat([cost, unlikely, fit + MATT * (1 - roughness)], 1), mass)
     cost, unlikely, fit = pooled.split(len(KINDS), 1)
     metal, other = (torch.where(metallic == m, cost + unlikely, torch.inf).amin(1) for m in (1, 0))
-    gap = metal - other + (0 if before is None else before)
+    gap = before if told and before is not None else metal - other + (0 if before is None else before)
     kinds = metallic == (gap < 0).float()[:, None]
     residual = torch.where(kinds, cost, torch.inf).amin(1)
     swing, brighter = _moments(g, shaded, color, views, near)

@@ -7,7 +7,8 @@ cannot (light paths that it does not know), a stays low and nothing leaks into t
 the stationary progress is clip(1 - |I_phy - I| / (2 mask_weight), 0, 1).
 
 Stages: radiance; specular (mirrors first: they show the light); diffuse (every Gaussian begins as the material that
-explains it best; shadows and reflected light baked); joint (progress slower). Gaussians are flat: their normal is the
+explains it best; shadows and reflected light baked); joint (progress slower; materials looked for twice more, as the
+light becomes known). Gaussians are flat: their normal is the
 shortest axis. Where the data's points lie on a surface they are laid all over it, and from the specular stage on they
 hold still: what light reaches whom was found for them. At the end the Gaussians of the run that it started from take
 the place of I_raw, and a settles beside them (`_inverse_radiance`).
@@ -102,6 +103,7 @@ class Mode(static.Mode):
         self.sides: Tensor | None = None
         self.baked: Baked | None = None
         self.gap: Tensor | None = None
+        self.again = False  # whether the joint stage's second search is done
         self._view: dict[str, Any] = {}
 
     def at(self, time: float | None = None) -> Gaussians:
@@ -150,6 +152,10 @@ class Mode(static.Mode):
         for entered in range(self.stage + 1, stage + 1):  # each in its turn, however few the steps
             self.stage = entered
             self._enter(entered, optimizer)
+        middle = (1 + self.config.inverse.stages[-1]) / 2  # of the joint stage
+        if self.stage == JOINT and not self.again and step >= middle * self.config.steps:
+            self.again = True
+            self._begin_diffuse()
         if self.stage != RADIANCE and step % EVERY == 0:
             self.light.pull()
         means = self.gaussian_params["means"]
@@ -203,7 +209,10 @@ class Mode(static.Mode):
         g, sides = self.at().detach(), self.sides
         assert sides is not None
         named = self._views(), self.light, self.baked, self.shown, self.config.inverse.mask_weight, self.gap
-        values, self.gap = guess.materials(g, sides, looks.received(self.light, self.baked, sides), *named)
+        values, self.gap = guess.materials(g, sides, looks.received(self.light, self.baked, sides), *named, self.again)
+        if self.again:  # metals have been fitted by now, and lamps that grew do not tell of them
+            now = {k: self.gaussian_params[k].sigmoid() for k in values}
+            values = {k: torch.where(now["metallic"] > 0.5, v, values[k]) for k, v in now.items()}
         self._take(values)
 
     @torch.no_grad()
@@ -335,7 +344,7 @@ class Mode(static.Mode):
     # What outlives it
 
     def buffers(self) -> dict[str, Tensor]:
-        out = {"stage": torch.tensor(self.stage)}
+        out = {"stage": torch.tensor(self.stage), "again": torch.tensor(self.again)}
         if self.sides is not None:
             out |= {"sides": self.sides, "shown": self.shown}
         if self.gap is not None:
@@ -352,7 +361,7 @@ class Mode(static.Mode):
         self.stage = int(here["stage"])
         if "sides" in here:
             self.sides, self.shown = here["sides"], here["shown"]
-        self.gap = here.get("gap")
+        self.gap, self.again = here.get("gap"), bool(here.get("again", False))
         if "planes.0" in here:
             self.planes = here["planes.0"], here["planes.1"], here["planes.2"]
         if self.stage != RADIANCE:

@@ -21,6 +21,8 @@ FILLED = 0.35
 MAX_STEPS = 64
 BEHIND = 0.1
 """Cosine between a ray and a cell's normal from which on the ray comes from behind."""
+LEAVING = 3.0
+"""Cells that a ray goes until what it meets stops it from either side, too: a thin wall's cells hold both."""
 OFFSET = 1.6
 """Rays begin this many cells above their surface."""
 
@@ -35,7 +37,8 @@ class Occluders:
         distance: [X, Y, Z] float32 in cells, from a cell's centre to the nearest filled one's; 0 = filled.
         nearest: [X, Y, Z] int32 number of that filled cell, 0 .. M-1.
         members: CSR of [M, N]: rows are means over the Gaussians that fill a cell.
-        normals: [M, 3] of the cells' surfaces, or None: then cells stop rays from both sides.
+        normals: [M, 3] of the cells' surfaces: what is near to where a ray begins stops it from outside alone. None:
+            from both sides, too.
     """
 
     origin: Tensor
@@ -88,6 +91,7 @@ class Occluders:
         out = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
         at = (points - self.origin) / self.cell  # in cells
         ids = torch.arange(len(points), device=points.device)
+        gone = torch.zeros_like(at[:, 0])  # from the surface, in cells
         top = torch.tensor(self.distance.shape, dtype=at.dtype, device=points.device)
         _, y, z = self.distance.shape
         stride = torch.tensor([y * z, z, 1], device=points.device)
@@ -97,7 +101,7 @@ class Occluders:
             if left is not None:
                 inside &= left > 0
             if not inside.all():
-                at, dirs, ids = at[inside], dirs[inside], ids[inside]
+                at, dirs, ids, gone = at[inside], dirs[inside], ids[inside], gone[inside]
                 left = None if left is None else left[inside]
             if not len(ids):
                 break
@@ -106,15 +110,16 @@ class Occluders:
             hit = free < 0.5
             if self.normals is not None and hit.any():
                 # A surface stops what comes from outside: leaving it at a slant, through its own cells, is no hit.
+                near = gone[hit] <= LEAVING
                 facing = (self.normals[nearest[flat[hit]].long()] * dirs[hit]).sum(1) < BEHIND
-                hit[hit.clone()] = facing
+                hit[hit.clone()] = facing | ~near
             if hit.any():
                 out[ids[hit]] = nearest[flat[hit]].long()
                 on = ~hit
-                at, dirs, ids, free = at[on], dirs[on], ids[on], free[on]
+                at, dirs, ids, free, gone = at[on], dirs[on], ids[on], free[on], gone[on]
                 left = None if left is None else left[on]
             step = (free - 1.0).clamp_min(0.6)
-            at = at + dirs * step[:, None]
+            at, gone = at + dirs * step[:, None], gone + step
             left = None if left is None else left - step
         return out
 
@@ -134,7 +139,7 @@ def build(
         means [N, 3], quats [N, 4], scales [N, 3], opacities [N]: world frame, activated.
         weights: [N] how much each shows in the photographs; what hardly does is no solid thing.
         resolution: cells along the longest side of the scene's box.
-        normals: [N, 3] unit, outwards: with them, surfaces stop rays from outside alone.
+        normals: [N, 3] unit, outwards: with them, surfaces let rays out that leave them at a slant.
 
     Raises:
         FeaturesplatError: no Gaussian is solid.

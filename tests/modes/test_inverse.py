@@ -122,18 +122,19 @@ def test_geometry_holds_still_while_materials_are_found(tiny, tmp_path):
     assert not torch.equal(seen[1]["sh0"], seen["last"]["sh0"])
 
 
-def test_resumed_training_equals_an_uninterrupted_one_to_the_bit(tiny, tmp_path, monkeypatch):
-    """Stopped in the diffuse stage, between two steps of the light."""
+@pytest.mark.parametrize("at", [26, 39])
+def test_resumed_training_equals_an_uninterrupted_one_to_the_bit(tiny, tmp_path, monkeypatch, at):
+    """Stopped in the diffuse stage, between two steps of the light; and after the last look for materials."""
     config = small(tmp_path / "straight", 40)
     config.inverse.stages = (0.25, 0.5, 0.9)
     straight = trained(tiny, config)
     stopped = replace(config, out=tmp_path / "stopped")
     with monkeypatch.context() as patched:
-        interrupt_at(patched, 26)
+        interrupt_at(patched, at)
         with pytest.raises(Interrupted):
             train(tiny, stopped, progress=False)
     resumed = Trainer(tiny, replace(stopped, resume=True), progress=False)
-    assert resumed.step_index == 26
+    assert resumed.step_index == at
     resumed.run()
     assert same(everything(straight), everything(resumed)) == []
     lights = [dict[str, torch.Tensor](t.mode.extra_params) for t in (straight, resumed)]

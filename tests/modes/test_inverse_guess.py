@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from featuresplat import raster
 from featuresplat.geometry import rotmat_to_quat
 from featuresplat.modes import _inverse_pixels as px
+from featuresplat.modes._inverse_lamps import GAINS, lamps_gain
 from featuresplat.modes._inverse_light import FittedLight
 from featuresplat.modes._inverse_search import searched
 from featuresplat.modes._inverse_solve import Views, neighbours
@@ -34,6 +35,36 @@ def test_lamps_are_brightened_until_the_mean_has_grown():
     assert float((light.cube() * area).sum()) == pytest.approx(1.3 * before, rel=1e-3)
     torch.testing.assert_close(light.cube()[5], dim, atol=1e-4, rtol=1e-3)
     assert light.brighten_lamps(0.7) == 1.0
+
+
+def lit_floor(gain: float) -> tuple[torch.Tensor, ...]:
+    """A floor of two colours, a third of it in shadow, under lamps that are ``gain`` times what is taken: means,
+    diffuse radiance, irradiance of the lamps as taken, and of all else."""
+    draw = torch.Generator().manual_seed(0)
+    means = torch.cat([torch.rand(3000, 2, generator=draw), torch.zeros(3000, 1)], 1)
+    color = torch.where(means[:, 1:2] < 0.5, torch.tensor([[0.6, 0.5, 0.3]]), torch.tensor([[0.2, 0.3, 0.5]]))
+    color = color * (1 + 0.05 * torch.randn(3000, 1, generator=draw))
+    lamps = 0.3 * torch.sigmoid(20 * (means[:, :1] - 0.33)).expand(-1, 3)
+    rest = torch.full_like(lamps, 0.25) + 0.05 * means[:, 1:2]
+    return means, color * (rest + gain * lamps), lamps, rest
+
+
+@pytest.mark.parametrize("gain", [1.0, 1.6, 3.0])
+def test_lamps_are_as_bright_as_makes_colours_even(gain):
+    means, shown, lamps, rest = lit_floor(gain)
+    up = torch.tensor([[0.0, 0.0, 1.0]]).expand_as(means)
+    usable = torch.ones(len(means), dtype=torch.bool)
+    found = lamps_gain(means, shown, lamps, rest, usable, neighbours(means, up))
+    assert found == pytest.approx(gain, rel=0.07)  # half a step between those that are tried
+    assert found in GAINS
+
+
+def test_without_lamps_or_matt_things_lamps_stay():
+    means, shown, lamps, rest = lit_floor(1.0)
+    near = neighbours(means, torch.tensor([[0.0, 0.0, 1.0]]).expand_as(means))
+    some = torch.ones(len(means), dtype=torch.bool)
+    assert lamps_gain(means, shown, torch.zeros_like(lamps), rest, some, near) == 1.0
+    assert lamps_gain(means, shown, lamps, rest, ~some, near) == 1.0
 
 
 def two_balls() -> tuple[Gaussians, torch.Tensor]:
@@ -98,3 +129,5 @@ def test_the_search_tells_metal_from_dielectric_and_finds_their_colours():
     found = torch.stack([guess.base_color[rows].median(0).values for rows in (metal, other)])
     torch.testing.assert_close(found, color[[0, count]], atol=0.06, rtol=0)
     assert float(guess.roughness[metal].median()) == pytest.approx(0.3, abs=0.01)  # a share of its neighbours is in it
+    told = searched(g, normals, received, light, views, None, None, near, torch.ones(len(normals)), told=True)
+    assert float(told.metallic.max()) == 0  # whatever it looks like

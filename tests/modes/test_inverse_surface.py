@@ -64,17 +64,59 @@ def test_normals_of_a_bent_surface_are_those_of_the_place_that_is_asked_for():
 
 
 def test_where_two_surfaces_meet_less_is_sure():
-    draw = torch.Generator().manual_seed(1)
-    flat = torch.rand(2, 1500, 2, generator=draw)
-    floor = torch.cat([flat[0], torch.zeros(1500, 1)], 1)
-    wall = torch.cat([torch.zeros(1500, 1), flat[1]], 1)
-    surface = surface_of(torch.cat([floor, wall]))
-    along = torch.linspace(0.2, 0.8, 60)[:, None] * torch.tensor([0.0, 1, 0])
-    _, _, edge = surface.planes(along + 0.3 * surface.spacing * torch.tensor([1.0, 0, 1]))
-    _, normal, open_ = surface.planes(torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5]]))
+    """Two balls that touch."""
+    ball = scattered(1500)
+    surface = surface_of(torch.cat([ball, ball.flip(0) + torch.tensor([1.9, 0.0, 0.0])]))
+    angle = torch.linspace(0, 6.2, 60)[:, None]
+    seam = torch.cat([torch.full_like(angle, 0.95), 0.32 * angle.cos(), 0.32 * angle.sin()], 1)
+    _, _, edge = surface.planes(seam)
+    _, normal, open_ = surface.planes(torch.tensor([[-1.0, 0.0, 0.0], [1.9, 1.0, 0.0]]))
     assert float(edge.mean()) < 0.75
     assert float(open_.min()) > 0.95
-    torch.testing.assert_close(normal.abs(), torch.tensor([[0.0, 0, 1], [1.0, 0, 0]]), atol=0.02, rtol=0)
+    torch.testing.assert_close(normal.abs(), torch.tensor([[1.0, 0, 0], [0.0, 1, 0]]), atol=0.03, rtol=0)
+
+
+def table(noise: float = 0.0) -> torch.Tensor:
+    """A box and a ball on a table, which has the fewest points for its size."""
+    draw = torch.Generator().manual_seed(2)
+    top = torch.cat([4 * torch.rand(500, 2, generator=draw) - 2, torch.zeros(500, 1)], 1)
+    faces = torch.rand(5, 160, 3, generator=draw) - 0.5
+    for k, (axis, side) in enumerate(((0, -0.5), (0, 0.5), (1, -0.5), (1, 0.5), (2, 0.5))):
+        faces[k, :, axis] = side
+    box = faces.reshape(-1, 3) + torch.tensor([-0.8, 0.0, 0.5])
+    ball = 0.5 * scattered(600) + torch.tensor([0.8, 0.0, 0.5])
+    hidden = (top[:, 0] + 0.8).abs().maximum(top[:, 1].abs()) < 0.5
+    points = torch.cat([top[~hidden], box, ball])
+    return points + noise * torch.randn(points.shape, generator=draw)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.004])
+def test_flat_pieces_end_where_they_meet(noise):
+    surface = surface_of(table(noise))
+    assert len(surface.flat) == 6  # and none of the ball
+    assert bool((surface.flat[:, :3].abs().amax(1) > 0.999).all())
+    foot = torch.tensor(
+        [[-0.27, 0.0, 0.0], [0.8, -0.1, 0.0], [1.5, 1.5, 0.0]]
+    )  # at the box, under the ball, in the open
+    wall = torch.tensor([[-0.3, 0.2, 0.03], [-0.8, 0.5, 0.97]])
+    _, normal, sure = surface.planes(torch.cat([foot, wall, torch.tensor([[1.3, 0.0, 0.5]])]))
+    expected = torch.tensor([[0.0, 0, 1]] * 3 + [[1.0, 0, 0], [0.0, 1, 0], [1.0, 0, 0]])
+    torch.testing.assert_close(normal.abs(), expected, atol=0.01 if noise == 0 else 0.06, rtol=0)
+    assert float(sure[:5].min()) == 1
+
+
+def test_surfels_of_flat_pieces_lie_in_them():
+    surface = surface_of(table())
+    places, normals, _ = surface.surfels(8000, seed=0)
+    low = (places[:, 2].abs() < 0.06) & ((places[:, 0] - 0.8).square() + places[:, 1].square() > 0.3)
+    low &= (places[:, :2] - torch.tensor([-0.8, 0.0])).abs().amax(1) > 0.6  # of the table, a little away from the box
+    assert int(low.sum()) > 2000
+    assert float(places[low, 2].abs().max()) < 1e-3
+    assert float(normals[low, 2].abs().min()) > 0.999
+    top = torch.cartesian_prod(torch.linspace(-1.9, 1.9, 30), torch.linspace(-1.9, 1.9, 30))
+    top = torch.cat([top, torch.zeros(900, 1)], 1)
+    free = (top[:, :2] - torch.tensor([-0.8, 0.0])).abs().amax(1) > 0.5
+    assert float(torch.cdist(top[free], places).amin(1).max()) < 0.3, "a hole"
 
 
 def test_surfels_cover_the_surface():

@@ -26,11 +26,13 @@ def sheet(axis: int, offset: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, t
     return means, normals, scales
 
 
-def scene(*sheets):
+def scene(*sheets, sided=False):
     means, normals, scales = (torch.cat(parts) for parts in zip(*sheets, strict=True))
     n = len(means)
     quats = torch.tensor([[1.0, 0.0, 0.0, 0.0]]).expand(n, 4)
-    occluders = occlusion.build(means, quats, scales, torch.full((n,), 0.95), torch.ones(n), resolution=96)
+    occluders = occlusion.build(
+        means, quats, scales, torch.full((n,), 0.95), torch.ones(n), 96, normals if sided else None
+    )
     return means, normals, occluders
 
 
@@ -84,6 +86,19 @@ def test_rays_meet_the_wall_that_stands_there(corner):
     torch.testing.assert_close(place, want, atol=2 * occluders.cell, rtol=0)
     assert int(occluders.trace(start, up, -slanted * torch.tensor([1.0, 1.0, -1.0]))[0]) == -1
     assert int(occluders.trace(start, up, slanted, torch.tensor([0.3]))[0]) == -1
+
+
+def test_walls_stop_light_from_either_side():
+    """A thin wall's cells hold the normals of both its faces; only its own surface lets a ray out from behind."""
+    means, normals, occluders = scene(sheet(2), sheet(0, 0.5), sided=True)
+    middle = (means - torch.tensor([0.5, 0.5, 0.5])).norm(dim=1).argmin()
+    assert float(normals[middle, 0]) == 1
+    behind, away = torch.tensor([[0.1, 0.5, 0.0]]), torch.tensor([[0.8, 0.0, 0.6]])  # on the floor, at the wall's back
+    hit = occluders.trace(behind, torch.tensor([[0.0, 0.0, 1.0]]), away)
+    assert int(hit[0]) >= 0
+    assert float(occluders.means_of(means)[hit[0], 0]) == pytest.approx(0.5, abs=0.02)
+    slanted = torch.nn.functional.normalize(torch.tensor([[0.1, 0.0, 1.0]]), dim=1)
+    assert int(occluders.trace(means[middle][None], normals[middle][None], slanted)[0]) == -1
 
 
 def test_light_is_reflected_on(corner):
