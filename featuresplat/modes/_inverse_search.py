@@ -7,8 +7,8 @@ what then remains, lifted and averaged over neighbours, tells which material it 
 much it changes from view to view.
 
 Metals are known beforehand to be bright, not to be matt, and to change much from view to view. What a search has found
-of metal against dielectric counts in the next one: a sharper light shows roughness better, but mirrors worse, whose
-normals are never quite right.
+of metal against dielectric counts in the next one, and for more: a sharper light shows roughness better, but mirrors
+worse, whose normals are never quite right.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ DIM, DIMMED = 0.5, 0.15
 ROUGHEST, DULL = 0.45, 0.04
 """Metals are no rougher than the first; the roughest there is would cost the second. It looks like what is matt, and
 most of that is no metal."""
+LATER = 0.4
+"""Weight of a search after the first in what is metal."""
 MATT = 0.0003
 """Cost that the smoothest surface has to make up for."""
 EXPLAINED, WHOLE = 0.06, 0.15
@@ -134,7 +136,7 @@ def searched(
     pooled = _pooled(near, torch.cat([cost, unlikely, fit + MATT * (1 - roughness)], 1), mass)
     cost, unlikely, fit = pooled.split(len(KINDS), 1)
     metal, other = (torch.where(metallic == m, cost + unlikely, torch.inf).amin(1) for m in (1, 0))
-    gap = before if told and before is not None else metal - other + (0 if before is None else before)
+    gap = metal - other if before is None else before if told else before + LATER * (metal - other)
     kinds = metallic == (gap < 0).float()[:, None]
     residual = torch.where(kinds, cost, torch.inf).amin(1)
     swing, brighter = _moments(g, shaded, color, views, near)
