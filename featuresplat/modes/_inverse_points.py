@@ -62,9 +62,9 @@ class PointSurface:
         everything = _Quadrics(points)
         self.spacing, self.straying = float(everything.spacings.median()), everything.straying
         self.flat, piece = flat_pieces(points, everything.normals(), self.spacing, self.straying)
-        if int((piece < 0).sum()) < NEIGHBOURS:
-            self.flat, piece = self.flat[:0], torch.full_like(piece, -1)
-        self._free = everything if len(self.flat) == 0 else _Quadrics(points[piece < 0])
+        free = piece < 0
+        # Where hardly a point is left the pieces are nearly all there is, and these quadrics seldom the nearest.
+        self._free = _Quadrics(points[free]) if NEIGHBOURS <= int(free.sum()) < len(points) else everything
         self._pieces = [_Piece(points[piece == k], plane) for k, plane in enumerate(self.flat)]
         parts = [self._free, *self._pieces]
         self.spacings, self._origins, self._frames = (

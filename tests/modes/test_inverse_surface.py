@@ -105,6 +105,19 @@ def test_flat_pieces_end_where_they_meet(noise):
     assert float(sure[:5].min()) == 1
 
 
+def test_a_corner_of_which_all_is_flat():
+    draw = torch.Generator().manual_seed(1)
+    flat = torch.rand(2, 1500, 2, generator=draw)
+    floor = torch.cat([flat[0], torch.zeros(1500, 1)], 1)
+    wall = torch.cat([torch.zeros(1500, 1), flat[1]], 1)
+    surface = surface_of(torch.cat([floor, wall]))
+    assert len(surface.flat) == 2
+    along = torch.linspace(0.1, 0.9, 60)[:, None] * torch.tensor([0.0, 1, 0])
+    for axis, out in ((2, [1.0, 0, 0]), (0, [0.0, 0, 1])):
+        _, normal, _ = surface.planes(along + 0.5 * surface.spacing * torch.tensor(out))
+        assert float((normal[:, axis].abs() > 0.999).float().mean()) > 0.9
+
+
 def test_surfels_of_flat_pieces_lie_in_them():
     surface = surface_of(table())
     places, normals, _ = surface.surfels(8000, seed=0)
