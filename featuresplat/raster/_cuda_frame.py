@@ -151,7 +151,7 @@ class FrontEnd:
         self.pending: Any = None
 
     def start(self) -> None:
-        """Project, sort by depth, and go on with as much room as the last call needed."""
+        """Project, sort by depth, and go on with as much room as the last calls needed."""
         f = self.frame
         count = f.cameras * f.gaussians
         numbers = torch.empty(3 + f.cameras + 1, dtype=torch.int64, device=f.device)
