@@ -12,6 +12,8 @@ import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from featuresplat.modes._inverse_solve import pooled
+
 GAINS = tuple(2 ** (k / 6) for k in range(-3, 13))
 """What lamps may be brighter by."""
 PLACES, AROUND = 4000, 16
@@ -38,10 +40,8 @@ def lamps_gain(means: Tensor, shown: Tensor, lamps: Tensor, rest: Tensor, usable
     ids = usable.nonzero()[:, 0]
     if len(ids) < 100 or float(lamps[ids].sum()) <= 0:
         return 1.0
-    sums = torch.cat([shown, lamps, rest, torch.ones_like(shown[:, :1])], 1) * usable[:, None]
-    for _ in range(SPREADS):
-        sums = near @ sums
-    shown, lamps, rest = (sums[:, :-1] / sums[:, -1:].clamp_min(1e-9)).split(3, 1)
+    weight = usable[:, None].to(shown)
+    shown, lamps, rest = pooled(near, torch.cat([shown, lamps, rest], 1), weight, SPREADS).split(3, 1)
     first, second = _pairs(means, ids)
     chroma = shown / shown.sum(1, keepdim=True).clamp_min(1e-4)
     alike = torch.exp(-((chroma[first] - chroma[second]).abs().sum(1) / CHROMA).square())

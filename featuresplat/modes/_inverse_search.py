@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from featuresplat import raster
 from featuresplat.modes import _inverse_pixels as px
 from featuresplat.modes._inverse_light import FittedLight
-from featuresplat.modes._inverse_solve import CLIPPED, SHOWN, TRUNCATED, Views
+from featuresplat.modes._inverse_solve import CLIPPED, SHOWN, TRUNCATED, Views, pooled
 from featuresplat.shading import ggx, tone
 from featuresplat.shading.deferred import Received, surroundings
 from featuresplat.shading.occlusion import Occluders
@@ -133,8 +133,8 @@ def searched(
     credit = CREDIT * (_vividness(g, shaded, views) / VIVID - 1).clamp(0, 1)
     dull = DULL * ((roughness - ROUGHEST) / (1 - ROUGHEST)).clamp_min(0)
     unlikely = metallic * (DIMMED * (1 - color.amax(2) / DIM).clamp_min(0) + dull - credit)
-    pooled = _pooled(near, torch.cat([cost, unlikely, fit + MATT * (1 - roughness)], 1), mass)
-    cost, unlikely, fit = pooled.split(len(KINDS), 1)
+    spread = pooled(near, torch.cat([cost, unlikely, fit + MATT * (1 - roughness)], 1), mass, SPREADS)
+    cost, unlikely, fit = spread.split(len(KINDS), 1)
     metal, other = (torch.where(metallic == m, cost + unlikely, torch.inf).amin(1) for m in (1, 0))
     gap = metal - other if before is None else before if told else before + LATER * (metal - other)
     kinds = metallic == (gap < 0).float()[:, None]
@@ -168,18 +168,10 @@ def _moments(g: Gaussians, shaded: list[_Shaded], color: Tensor, views: Views, n
         means = means + sums[:, 1 + wide :]
     first, second = (swings / seen.clamp_min(1)).split(wide, 1)
     deviation = (second - first.square()).clamp_min(0).sqrt()
-    swing = _pooled(near, (deviation[:, 1:] - deviation[:, :1]).abs(), (seen - 1).clamp_min(0))
+    swing = pooled(near, (deviation[:, 1:] - deviation[:, :1]).abs(), (seen - 1).clamp_min(0), SPREADS)
     means = means.reshape(len(g), wide, 3)
     few = 1e-3 * means.mean()
     return swing, (means[:, :1] + few) / (means[:, 1:] + few)
-
-
-def _pooled(near: Tensor, values: Tensor, weight: Tensor) -> Tensor:
-    """[N, C] of values [N, C], averaged over neighbours with weights [N, 1]."""
-    sums = torch.cat([weight * values, weight], 1)
-    for _ in range(SPREADS):
-        sums = near @ sums
-    return sums[:, :-1] / sums[:, -1:].clamp_min(1e-9)
 
 
 def _vividness(g: Gaussians, shaded: list[_Shaded], views: Views) -> Tensor:

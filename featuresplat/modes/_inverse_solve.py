@@ -187,3 +187,15 @@ def neighbours(means: Tensor, normals: Tensor, count: int = 12) -> Tensor:
     shares = csr_array(matrix + matrix.T)
     shares.data = (shares.data / shares.sum(0)[shares.indices]).astype(np.float32)
     return to_torch_csr(shares).to(means.device)
+
+
+def pooled(near: Tensor, values: Tensor, weight: Tensor, times: int) -> Tensor:
+    """[N, C] of values [N, C], averaged over neighbours with weights [N, 1], so many times.
+
+    Args:
+        near: see `neighbours`.
+    """
+    sums = torch.cat([weight * values, weight], 1)
+    for _ in range(times):
+        sums = near @ sums
+    return sums[:, :-1] / sums[:, -1:].clamp_min(1e-9)

@@ -8,10 +8,10 @@ the stationary progress is clip(1 - |I_phy - I| / (2 mask_weight), 0, 1).
 
 Stages: radiance; specular (mirrors first: they show the light); diffuse (every Gaussian begins as the material that
 explains it best; shadows and reflected light baked); joint (progress slower; materials looked for twice more, as the
-light becomes known). Gaussians are flat: their normal is the
-shortest axis. Where the data's points lie on a surface they are laid all over it, and from the specular stage on they
-hold still: what light reaches whom was found for them. At the end the Gaussians of the run that it started from take
-the place of I_raw, and a settles beside them (`_inverse_radiance`).
+light becomes known). Gaussians are flat: their normal is the shortest axis. Where the data's points lie on a surface
+they are laid all over it, and from the specular stage on they hold still: what light reaches whom was found for them.
+At the end the Gaussians of the run that it started from take the place of I_raw, and a settles beside them
+(`_inverse_radiance`).
 """
 
 from __future__ import annotations
