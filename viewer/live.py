@@ -86,7 +86,7 @@ class Live:
     def advance(self, steps: int) -> None:
         """Do some steps, then stand still again."""
         with self._condition:
-            self._pause_asked, self._steps_left = True, steps
+            self._pause_asked, self._steps_left = True, steps or None
             self._condition.notify_all()
 
     def close(self) -> None:
@@ -124,10 +124,10 @@ class Live:
 
     def _should_stand(self, trainer: Trainer) -> bool:
         with self._condition:
-            if self._pause_asked and self._steps_left:
-                self._steps_left -= 1
-                return self._steps_left == 0
-            return (self._pause_asked and not self._steps_left) or trainer.stop_asked
+            if self._pause_asked and self._steps_left is not None:
+                self._steps_left = self._steps_left - 1 or None
+                return self._steps_left is None
+            return self._pause_asked or trainer.stop_asked
 
     def _stand(self, trainer: Trainer) -> None:
         assert self._app is not None
@@ -139,8 +139,7 @@ class Live:
                 for session in app.sessions:
                     session.fail(error)
             self._refresh()
-            with self._condition:
-                self._steps_left = None
+            with self._condition:  # steps may have been asked for since it stands
                 while self._pause_asked and self._steps_left is None and not self._closed and not trainer.stop_asked:
                     self._condition.wait(0.2)
         finally:

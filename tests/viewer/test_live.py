@@ -78,7 +78,7 @@ def test_a_watched_training_is_the_same_training(source, tmp_path, watch, monkey
     alone = everything(trained(source, tiny_config(tmp_path / "alone")))
     watched = watch()
     browser = WireBrowser(watched.app.port)
-    until(lambda: browser.images)
+    until(lambda: browser.images and watched.live.paused)
     watched.live.advance(7)
     until(lambda: watched.live.paused and watched.live.step == 8)
     watched.live.resume()
@@ -105,6 +105,27 @@ def test_pause_step_resume(watch):
     assert live.finished
     assert live.step == 40
     browser.close()
+
+
+def test_steps_asked_for_while_the_pause_begins_are_done(watch, monkeypatch):
+    watched = watch()
+    live, document = watched.live, watched.app.document
+    until(lambda: live.paused)
+    asked = []
+
+    def eager():
+        """Somebody presses the button before the training waits for it."""
+        if not asked:
+            asked.append(live.step)
+            live.advance(3)
+        return []
+
+    monkeypatch.setattr(document, "apply_waiting", eager)
+    live.advance(1)
+    until(lambda: live.paused and live.step == 5)
+    assert asked == [2]
+    live.resume()
+    watched.join()
 
 
 def test_the_picture_follows_the_training(watch):
