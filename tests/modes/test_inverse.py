@@ -17,6 +17,7 @@ from featuresplat.render import render_run
 from featuresplat.scene import Scene
 from featuresplat.trainer import Interrupted, Trainer, train
 
+pytestmark = pytest.mark.xdist_group("inverse")  # its trainings, once
 KINDS = ["rgb", "albedo", "normal", "roughness", "metallic"]
 
 
@@ -122,13 +123,18 @@ def test_geometry_holds_still_while_materials_are_found(tiny, tmp_path):
     assert not torch.equal(seen[1]["sh0"], seen["last"]["sh0"])
 
 
-@pytest.mark.parametrize("at", [26, 39])
-def test_resumed_training_equals_an_uninterrupted_one_to_the_bit(tiny, tmp_path, monkeypatch, at):
-    """Stopped in the diffuse stage, between two steps of the light; and after the last look for materials."""
-    config = small(tmp_path / "straight", 40)
+@pytest.fixture(scope="module")
+def straight(tiny, tmp_path_factory) -> Trainer:
+    """A training that nothing interrupts."""
+    config = small(tmp_path_factory.mktemp("straight") / "run", 40)
     config.inverse.stages = (0.25, 0.5, 0.9)
-    straight = trained(tiny, config)
-    stopped = replace(config, out=tmp_path / "stopped")
+    return trained(tiny, config)
+
+
+@pytest.mark.parametrize("at", [26, 39])
+def test_resumed_training_equals_an_uninterrupted_one_to_the_bit(tiny, straight, tmp_path, monkeypatch, at):
+    """Stopped in the diffuse stage, between two steps of the light; and after the last look for materials."""
+    stopped = replace(straight.config, out=tmp_path / "stopped")
     with monkeypatch.context() as patched:
         interrupt_at(patched, at)
         with pytest.raises(Interrupted):

@@ -21,6 +21,7 @@ from featuresplat.modes._inverse_input import check_photographs
 from featuresplat.scene import Scene
 from featuresplat.trainer import train
 
+pytestmark = pytest.mark.xdist_group("inverse verb")  # its trainings, once
 ON_CPU = ("--device", "cpu")  # where sums have an order
 STEPS = 24
 
