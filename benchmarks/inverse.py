@@ -12,7 +12,9 @@ dielectrics under an even light. All share the surface and whatever the configur
 What is compared, on the test views at the size that was trained:
 - novel view: PSNR of the whole image under the light of the photographs, sRGB, clipped, mean over views.
 - relit: PSNR under each other light, over the pixels of objects alone, sRGB of linear radiance, clipped. Before the
-  curve the render is multiplied by one factor per channel, the least-squares one over all test views of that light.
+  curve the render is multiplied by one factor per channel, the least-squares one over all test views of that light:
+  of all values ("relit"), where a lamp's reflection beside its place, forty times as bright as what is around it, has
+  most of the say; and of those that neither image clips ("shown").
 - albedo: PSNR of linear base colour over the pixels of objects, after one factor per channel over all test views.
 - normal: mean angle in degrees. roughness, metallic: mean absolute error. Pixels of objects alone.
 Pixels of objects are those that show one and the same object at all of their corners.
@@ -44,6 +46,7 @@ from featuresplat.modes import _inverse_scene as finished
 from featuresplat.scene import RenderRequest, Scene
 from featuresplat.shading import tone
 from featuresplat.shading.deferred import shade
+from featuresplat.shading.light import Light
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rasterize import provenance
@@ -56,6 +59,7 @@ ROWS = {
     "ours without search": {"progress": True, "fit": "l1", "search": False},
     "ours": {"progress": True, "fit": "l1"},
 }
+FACTORS = {"relit": "relit_psnr", "shown": "relit_shown_psnr"}
 SWAPS = ("normal", "albedo", "roughness, metallic", "all of these")
 
 
@@ -118,13 +122,22 @@ def factor(render: Tensor, truth: Tensor) -> Tensor:
     return (render * truth).sum(0) / render.square().sum(0).clamp_min(1e-12)
 
 
+def shown_factor(render: Tensor, truth: Tensor) -> Tensor:
+    """[3] as `factor`, of the values that are below 1 in truth and in the render times that factor."""
+    found = factor(render, truth)
+    for _ in range(10):
+        below = ((render * found < 1) & (truth < 1)).to(render)
+        found = (below * render * truth).sum(0) / (below * render.square()).sum(0).clamp_min(1e-12)
+    return found
+
+
 def decibels(a: Tensor, b: Tensor) -> float:
     return psnr(a[None], b[None])
 
 
-def relit_psnr(renders: list[Tensor], truths: list[Tensor]) -> float:
+def relit_psnr(renders: list[Tensor], truths: list[Tensor], by=factor) -> float:
     """Mean over views of [P, 3] linear radiances, after one factor per channel."""
-    scale = factor(torch.cat(renders), torch.cat(truths))
+    scale = by(torch.cat(renders), torch.cat(truths))
     return mean(decibels(tone.display(r * scale), tone.display(t)) for r, t in zip(renders, truths, strict=True))
 
 
@@ -139,7 +152,7 @@ def measure(scene: Scene, folder: Path, swaps: bool = False) -> dict[str, Any]:
     data = dataset_of(scene)
     cameras = [data.cameras[i] for i in data.test]
     truths = [truth_of(folder, Path(c.names[0]).name, c.sizes[0]) for c in cameras]
-    out: dict[str, Any] = {"novel_view_psnr": 0.0, "relit_psnr": {}}
+    out: dict[str, Any] = {"novel_view_psnr": 0.0, "relit_psnr": {}, "relit_shown_psnr": {}}
     views = [scene.render(c).rgb for c in cameras]
     seen = [data.image(i).float() / 255 for i in data.test]
     out["novel_view_psnr"] = mean(psnr(v[0], t) for v, t in zip(views, seen, strict=True) if v is not None)
@@ -158,13 +171,15 @@ def measure(scene: Scene, folder: Path, swaps: bool = False) -> dict[str, Any]:
     for kind in ("roughness", "metallic"):
         out[f"{kind}_error"] = float((joined[kind][0] - joined[kind][1]).abs().mean())
     for name, (light, _) in lights_of(folder).items():
-        sky = read_environment(light)
+        sky = Light.of(read_environment(light))
         renders = []
         for camera, t in zip(cameras, truths, strict=True):
             rgb = scene.render(camera, light=sky, linear=True).rgb
             assert rgb is not None
             renders.append(rgb[0][t.objects])
-        out["relit_psnr"][name] = relit_psnr(renders, [t.relit[name][t.objects] for t in truths])
+        given = [t.relit[name][t.objects] for t in truths]
+        out["relit_psnr"][name] = relit_psnr(renders, given)
+        out["relit_shown_psnr"][name] = relit_psnr(renders, given, shown_factor)
     if swaps:
         out["swaps"] = {swap: swapped(scene, folder, cameras, truths, swap) for swap in SWAPS}
     return out
@@ -253,10 +268,11 @@ def novel_view(scene: Scene, downscale: int) -> float:
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     lights = sorted({k for r in rows.values() for k in r.get("relit_psnr", {})})
-    head = ["novel view", *(f"relit {k}" for k in lights), "albedo", "normal", "rough.", "metal", "s", "MiB"]
+    both = [(title, key, k) for title, key in FACTORS.items() for k in lights]
+    head = ["novel view", *(f"{title} {k}" for title, _, k in both), "albedo", "normal", "rough.", "metal", "s", "MiB"]
     lines = [f"{'':<20}" + "".join(f"{h:>{max(10, len(h) + 2)}}" for h in head)]
     for name, r in rows.items():
-        relit = [r.get("relit_psnr", {}).get(k) for k in lights]
+        relit = [r.get(key, {}).get(k) for _, key, k in both]
         cells = [r.get("novel_view_psnr"), *relit, r.get("albedo_psnr"), r.get("normal_degrees")]
         texts = ["" if v is None else f"{v:.2f}" for v in cells]
         texts += ["" if r.get(k) is None else f"{r[k]:.3f}" for k in ("roughness_error", "metallic_error")]

@@ -9,7 +9,7 @@ from featuresplat.modes import _inverse_solve as solve
 from featuresplat.modes._inverse_lamps import lamps_gain
 from featuresplat.modes._inverse_light import FittedLight
 from featuresplat.modes._inverse_looks import Baked
-from featuresplat.modes._inverse_search import searched
+from featuresplat.modes._inverse_search import Before, searched
 from featuresplat.shading.deferred import Received
 from featuresplat.shading.progress import stationary
 from featuresplat.types import Gaussians
@@ -59,22 +59,21 @@ def materials(
     baked: Baked | None,
     shown: Tensor,
     mask_weight: float,
-    before: Tensor | None,
-    told: bool = False,
+    before: Before | None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Every Gaussian takes the material that explains it best under the light found so far, whose lamps become as
     bright as `_inverse_lamps` says, and brighter where the brightest matt surfaces would reflect too much.
 
     Args:
         sides: [N, 3] normals, outwards. received: by the N Gaussians. shown: [N] the most each shows in a view.
-        before: [N] what an earlier search has left. told: what is metal was told by it.
+        before: what is known from an earlier search.
 
     Returns:
         The materials, and what this search leaves to the next one.
     """
     occluders, cells = (None, None) if baked is None else (baked.occluders, baked.cells)
     near = solve.neighbours(g.means, sides)
-    found = searched(g, sides, received, light, views, occluders, cells, near, before, told)
+    found = searched(g, sides, received, light, views, occluders, cells, near, before)
     matt = (found.metallic < 0.5) & (shown > 0.05)
     if baked is not None:
         total, lamps = received.direct + received.reflected, baked.transfer.direct(light.lamps())

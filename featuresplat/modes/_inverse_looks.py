@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from featuresplat import raster
 from featuresplat.modes import _inverse_pixels as px
 from featuresplat.modes._inverse_light import FittedLight
-from featuresplat.modes._inverse_solve import Views
+from featuresplat.modes._inverse_solve import Views, neighbours
 from featuresplat.shading import cubemap, occlusion, tone, transfer
 from featuresplat.shading.deferred import Received
 from featuresplat.types import Gaussians
@@ -79,7 +79,8 @@ class Baked:
         s = self.source
         discs = s["means"], s["quats"], s["scales"], s["opacities"], s["shown"]
         self.occluders = occlusion.build(*discs, normals=s["sides"])
-        self.transfer = transfer.bake(s["means"], s["sides"], self.occluders)
+        near = neighbours(s["means"], s["sides"])
+        self.transfer = transfer.bake(s["means"], s["sides"], self.occluders, near)
         # What the surroundings send out is what the photographs show of them.
         self.cells = self.occluders.means_of(tone.linear(s["colors"].clamp(0, 1)))
         self.reflected = self.transfer.reflected(self.cells)

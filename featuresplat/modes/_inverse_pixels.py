@@ -131,4 +131,4 @@ def damped(values: Tensor, share: float) -> Tensor:
 
 
 def logit(values: Tensor) -> Tensor:
-    return torch.logit(values.clamp(0.01, 0.99))
+    return torch.logit(values.clamp(0.004, 0.996))

@@ -13,6 +13,7 @@ from featuresplat import raster
 from featuresplat.errors import FeaturesplatError
 from featuresplat.modes import _inverse_pixels as px
 from featuresplat.modes import _inverse_radiance as radiance
+from featuresplat.modes._inverse_solve import neighbours
 from featuresplat.shading import cubemap, monte_carlo, occlusion, tone, transfer
 from featuresplat.shading.deferred import Lighting, Received, shade
 from featuresplat.shading.light import Light
@@ -103,7 +104,8 @@ def baked(scene: Scene) -> tuple[occlusion.Occluders, transfer.Transfer]:
     key = tuple(map(id, (g.means, g.quats, g.log_scales, g.logit_opacities, scene.mode_state["gaussian.normal"])))
     if key not in _BAKES:
         occluders = occlusion.build(g.means, g.quats, g.scales, g.opacities, shown, normals=normal)
-        remember(_BAKES, key, (occluders, transfer.bake(g.means, normal, occluders)), (parts, scene.mode_state))
+        moved = transfer.bake(g.means, normal, occluders, neighbours(g.means, normal))
+        remember(_BAKES, key, (occluders, moved), (parts, scene.mode_state))
     return _BAKES[key][0]
 
 

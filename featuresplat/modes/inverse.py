@@ -34,6 +34,7 @@ from featuresplat.modes._inverse_light import DAMPED, EVERY, FittedLight
 from featuresplat.modes._inverse_looks import Baked
 from featuresplat.modes._inverse_losses import shading_terms, surface_terms
 from featuresplat.modes._inverse_points import PointSurface
+from featuresplat.modes._inverse_search import Before
 from featuresplat.modes._inverse_start import (
     check_stages,
     first_light,
@@ -208,10 +209,11 @@ class Mode(static.Mode):
             return
         g, sides = self.at().detach(), self.sides
         assert sides is not None
-        named = self._views(), self.light, self.baked, self.shown, self.config.inverse.mask_weight, self.gap
-        values, self.gap = guess.materials(g, sides, looks.received(self.light, self.baked, sides), *named, self.again)
+        now = {k: v.sigmoid() for k, v in self.gaussian_params.items() if k in MATERIALS}
+        before = None if self.gap is None else Before(self.gap, self.again, now["base_color"], now["metallic"][:, 0])
+        named = self._views(), self.light, self.baked, self.shown, self.config.inverse.mask_weight, before
+        values, self.gap = guess.materials(g, sides, looks.received(self.light, self.baked, sides), *named)
         if self.again:  # metals have been fitted by now, and lamps that grew do not tell of them
-            now = {k: self.gaussian_params[k].sigmoid() for k in values}
             values = {k: torch.where(now["metallic"] > 0.5, v, values[k]) for k, v in now.items()}
         self._take(values)
 

@@ -19,12 +19,14 @@ DENSITY = 2.0
 FILLED = 0.35
 """Opacity from which a cell counts as filled."""
 MAX_STEPS = 64
-BEHIND = 0.1
+BEHIND = 0.0
 """Cosine between a ray and a cell's normal from which on the ray comes from behind."""
 LEAVING = 3.0
 """Cells that a ray goes until what it meets stops it from either side, too: a thin wall's cells hold both."""
-OFFSET = 1.6
-"""Rays begin this many cells above their surface."""
+BELOW = 1.0
+"""Cells below the plane of what it meets from which on a ray's surface is not that same surface."""
+OFFSET, SIDED = 1.6, 0.7
+"""Rays begin this many cells above their surface; the second where cells know which way they face."""
 
 
 @dataclass
@@ -75,21 +77,25 @@ class Occluders:
 
         Args:
             points: [P, 3] on surfaces, world frame.
-            normals: [P, 3] unit; rays begin OFFSET cells along them.
+            normals: [P, 3] unit; rays begin a little along them.
             dirs: [P, 3] unit.
             limits: [P] world units: what lies farther does not count. None: no limit.
         """
-        found = []
+        found, offset = [], self.cell * (OFFSET if self.normals is None else SIDED)
         for k in range(0, len(points), chunk):
             part = slice(k, k + chunk)
-            start = points[part] + (OFFSET * self.cell) * normals[part]
-            found.append(self._trace(start, dirs[part], None if limits is None else limits[part] / self.cell))
+            start = points[part] + offset * normals[part]
+            limit = None if limits is None else limits[part] / self.cell
+            found.append(self._trace(points[part], start, dirs[part], limit))
         return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64, device=points.device)
 
-    def _trace(self, points: Tensor, dirs: Tensor, left: Tensor | None) -> Tensor:
-        """Sphere tracing: a step is what the distance at the cell allows, wherever in the cell the ray is."""
+    def _trace(self, surface: Tensor, points: Tensor, dirs: Tensor, left: Tensor | None) -> Tensor:
+        """Sphere tracing: a step is what the distance at the cell allows, wherever in the cell the ray is.
+
+        Rays begin at ``points``, above places on the ``surface``.
+        """
         out = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
-        at = (points - self.origin) / self.cell  # in cells
+        at, surface = ((t - self.origin) / self.cell for t in (points, surface))  # in cells
         ids = torch.arange(len(points), device=points.device)
         gone = torch.zeros_like(at[:, 0])  # from the surface, in cells
         top = torch.tensor(self.distance.shape, dtype=at.dtype, device=points.device)
@@ -111,8 +117,11 @@ class Occluders:
             if self.normals is not None and hit.any():
                 # A surface stops what comes from outside: leaving it at a slant, through its own cells, is no hit.
                 near = gone[hit] <= LEAVING
-                facing = (self.normals[nearest[flat[hit]].long()] * dirs[hit]).sum(1) < BEHIND
-                hit[hit.clone()] = facing | ~near
+                normal = self.normals[nearest[flat[hit]].long()]
+                facing = (normal * dirs[hit]).sum(1) < BEHIND
+                # A thin wall has the normal of one of its sides: what begins at the other's goes through it.
+                height = ((surface[ids[hit]] - at[hit].floor() - 0.5) * normal).sum(1)
+                hit[hit.clone()] = facing | ~near | (height < -BELOW)
             if hit.any():
                 out[ids[hit]] = nearest[flat[hit]].long()
                 on = ~hit

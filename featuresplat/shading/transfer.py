@@ -62,7 +62,7 @@ def open_sky(normals: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def bake(points: Tensor, normals: Tensor, occluders: Occluders) -> Transfer:
+def bake(points: Tensor, normals: Tensor, occluders: Occluders, near: Tensor | None = None) -> Transfer:
     """Trace N x 6 SIZE^2 rays, those below each horizon left out.
 
     Every Gaussian's rays are moved within the texels by an offset of its own, so that the steps between directions
@@ -70,6 +70,8 @@ def bake(points: Tensor, normals: Tensor, occluders: Occluders) -> Transfer:
 
     Args:
         points, normals: [N, 3] world frame; normals are unit and point out of the surface.
+        near: sparse [N, N], weights of each one's neighbours: what is hidden is averaged over them, which takes the
+            grain away.
     """
     frames = cubemap.frames(points)
     at = 2 * (torch.arange(SIZE, device=points.device) + 0.5) / SIZE - 1
@@ -95,10 +97,20 @@ def bake(points: Tensor, normals: Tensor, occluders: Occluders) -> Transfer:
         weight[row, col] = 0
         sky.append(weight)
     weights = torch.cat(sky)
+    openness = weights > 0
     rows, cols, values = (torch.cat(p) for p in zip(*found, strict=True))
+    if near is not None:
+        before = 1 - weights.sum(1)
+        weights = _averaged(openness, open_sky(normals), near)
+        values = values * ((1 - weights.sum(1)) / before.clamp_min(1e-3))[rows]
     shape = (len(points), len(occluders))
     cells = Operator.of(csr_array((values.cpu().numpy(), (_int(rows), _int(cols))), shape)).to(points.device)
-    return Transfer(weights, cells, weights > 0)
+    return Transfer(weights, cells, openness)
+
+
+def _averaged(openness: Tensor, whole: Tensor, near: Tensor) -> Tensor:
+    """[N, K] of weights ``whole`` what is open, on average over those neighbours above whose horizon it is."""
+    return whole * (near @ openness.to(whole)) / (near @ (whole > 0).to(whole)).clamp_min(1e-6)
 
 
 def _int(t: Tensor) -> np.ndarray:

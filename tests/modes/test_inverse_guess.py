@@ -14,7 +14,7 @@ from featuresplat.geometry import rotmat_to_quat
 from featuresplat.modes import _inverse_pixels as px
 from featuresplat.modes._inverse_lamps import GAINS, lamps_gain
 from featuresplat.modes._inverse_light import FittedLight
-from featuresplat.modes._inverse_search import searched
+from featuresplat.modes._inverse_search import Before, searched
 from featuresplat.modes._inverse_solve import Views, neighbours
 from featuresplat.shading import cubemap, tone, transfer
 from featuresplat.shading.deferred import Lighting, Received, shade
@@ -129,5 +129,6 @@ def test_the_search_tells_metal_from_dielectric_and_finds_their_colours():
     found = torch.stack([guess.base_color[rows].median(0).values for rows in (metal, other)])
     torch.testing.assert_close(found, color[[0, count]], atol=0.06, rtol=0)
     assert float(guess.roughness[metal].median()) == pytest.approx(0.3, abs=0.01)  # a share of its neighbours is in it
-    told = searched(g, normals, received, light, views, None, None, near, torch.ones(len(normals)), told=True)
+    before = Before(torch.ones(len(normals)), True, guess.base_color, guess.metallic)
+    told = searched(g, normals, received, light, views, None, None, near, before)
     assert float(told.metallic.max()) == 0  # whatever it looks like

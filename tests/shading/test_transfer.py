@@ -101,6 +101,31 @@ def test_walls_stop_light_from_either_side():
     assert int(occluders.trace(means[middle][None], normals[middle][None], slanted)[0]) == -1
 
 
+def test_what_stands_close_behind_a_thin_wall_is_in_its_shadow():
+    """Within the cells that a slanted ray may need to leave its own surface, too."""
+    floor, wall = sheet(2), sheet(0, 0.5)
+    _, _, occluders = scene(floor, wall, sided=True)  # the wall faces +x
+    behind = torch.tensor([[0.5 - 1.7 * occluders.cell, 0.5, 0.0]])
+    up, through = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.8, 0.0, 0.6]])
+    hit = occluders.trace(behind, up, through)
+    assert int(hit[0]) >= 0
+    before = torch.tensor([[0.5 + 2 * occluders.cell, 0.5, 0.0]])
+    assert int(occluders.trace(before, up, through)[0]) == -1
+
+
+def test_neighbours_take_the_grain_away(corner):
+    means, normals, occluders, grainy = corner
+    nearest = torch.cdist(means, means).topk(9, largest=False).indices
+    alike = (normals[:, None] * normals[nearest]).sum(-1) > 0.5
+    near = torch.zeros(len(means), len(means)).scatter_(1, nearest, alike.float())
+    baked = transfer.bake(means, normals, occluders, near.to_sparse_csr())
+    floor = (means[:, 2] == 0) & (means[:, 0] > 0.2) & ((means[:, 1] - 0.5).abs() < 0.3)
+    lines = int((floor & (means[:, 0] == means[floor][0, 0])).sum())  # along the wall nothing changes but the grain
+    even, uneven = (t.sky.sum(1)[floor].reshape(-1, lines) for t in (baked, grainy))
+    assert float(even.mean()) == pytest.approx(float(uneven.mean()), abs=0.01)
+    assert float(even.std(1).mean()) < 0.6 * float(uneven.std(1).mean())
+
+
 def test_light_is_reflected_on(corner):
     means, _, occluders, baked = corner
     sky = torch.ones(6, transfer.SIZE, transfer.SIZE, 3)
