@@ -110,7 +110,10 @@ def bake(points: Tensor, normals: Tensor, occluders: Occluders, near: Tensor | N
 
 def _averaged(openness: Tensor, whole: Tensor, near: Tensor) -> Tensor:
     """[N, K] of weights ``whole`` what is open, on average over those neighbours above whose horizon it is."""
-    return whole * (near @ openness.to(whole)) / (near @ (whole > 0).to(whole)).clamp_min(1e-6)
+    for part in torch.arange(whole.shape[1], device=whole.device).split(64):  # a few columns: memory
+        above = near @ (whole[:, part] > 0).to(whole)
+        whole[:, part] *= (near @ openness[:, part].to(whole)) / above.clamp_min(1e-6)
+    return whole
 
 
 def _int(t: Tensor) -> np.ndarray:
