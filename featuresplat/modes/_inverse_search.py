@@ -4,8 +4,7 @@ Gradient descent does not find its way from matt to mirror: in between nothing f
 is shaded as metal and as dielectric of a few roughnesses, under the light found so far; what is shaded is linear in
 the base colour, so that each Gaussian's best colour for each of these materials is a quotient of two lifted sums, and
 what then remains, lifted and averaged over neighbours, tells which material it is; the colours of what is no metal are
-then solved for. How rough a metal is shows in how
-much it changes from view to view.
+then solved for. How rough a metal is shows in how much it changes from view to view.
 
 Metals are known beforehand to be bright, not to be matt, and to change much from view to view. What a search has found
 of metal against dielectric counts in the next one, and for more: a sharper light shows roughness better, but mirrors
