@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from featuresplat import _checkpoints
+from featuresplat import _checkpoints, registry
 from featuresplat.config import TrainConfig
 from featuresplat.datasets import Dataset
 from featuresplat.errors import FeaturesplatError
@@ -31,6 +32,22 @@ def claim(folder: Path, config: TrainConfig) -> None:
     if used and config.overwrite and not config.resume:
         for path in (folder / _checkpoints.FOLDER).glob("*.safetensors"):
             path.unlink()
+
+
+def begun(config: TrainConfig, first: Callable[[TrainConfig, Callable[[Dataset], None]], None]) -> TrainConfig:
+    """The configuration after what its mode wants trained before (see `featuresplat.modes`).
+
+    Raises:
+        FeaturesplatError: the mode refuses it, or what ``first`` raises.
+    """
+    module = registry.load("modes", config.mode)
+    if not hasattr(module, "begun"):
+        return config
+    after = module.begun(config, first)
+    assert config.out is not None
+    if after is not config and not any((config.out / _checkpoints.FOLDER).glob("*.safetensors")):
+        after = replace(after, resume=False)  # it was stopped in what came before
+    return after
 
 
 def on_interrupt(handler):

@@ -13,6 +13,9 @@ class InverseConfig:
 
     start: Path | None = None
     """A finished run to start from, in place of points."""
+    radiance_run: float = 2.0
+    """Where no run is named to start from, one of mode static is trained first, in the folder `radiance` of this run:
+    its steps, as a share of `steps`. 0: start from the points; the radiance is then the surfels' own."""
     light_size: int = 128
     """Pixels along a side of the environment cubemap, a power of two."""
     tone: Literal["none", "aces"] = "none"
@@ -20,7 +23,7 @@ class InverseConfig:
     background: Literal["auto", "environment", "none"] = "auto"
     """'environment': what shines through between Gaussians is the light itself; 'none': the configured colour. 'auto'
     takes the environment unless the images are transparent."""
-    stages: tuple[float, ...] = (0.45, 0.55, 0.75)
+    stages: tuple[float, ...] = (0.3, 0.4, 0.7)
     """Shares of the steps after which the specular, the diffuse and the joint stage begin."""
     progress: bool = True
     """Distil progressively: a map of how far the physical model may explain each pixel. Without it, it must explain

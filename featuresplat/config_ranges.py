@@ -50,6 +50,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "dynamic.smoothness": COUNT,
     "dynamic.mask": COUNT,
     "dynamic.grid_smoothness": COUNT,
+    "inverse.radiance_run": COUNT,
     "inverse.pixels": SOME,
     "inverse.normal_gradient": FRACTION,
     "teacher.size": COUNT,

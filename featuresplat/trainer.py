@@ -15,9 +15,10 @@ from torch import Tensor
 
 from featuresplat import _checkpoints, memory, modes, raster, registry
 from featuresplat._photographs import Level, Photographs, background_of
-from featuresplat._training import check_teacher, claim, on_interrupt, with_field
+from featuresplat._training import begun, check_teacher, claim, on_interrupt, with_field
 from featuresplat.config import TrainConfig, load_config
 from featuresplat.config_ranges import check_ranges
+from featuresplat.datasets import Dataset
 from featuresplat.densify import make_strategy
 from featuresplat.devices import usable_device
 from featuresplat.errors import FeaturesplatError
@@ -72,9 +73,28 @@ def train(
     check_ranges(config)
     check_teacher(config)
     claim(folder, config)
-    trainer = Trainer(source, replace(config, out=folder), progress)
+    config = begun(replace(config, out=folder), lambda first, check: _first(source, first, check, progress, watch))
+    trainer = Trainer(source, config, progress)
     trainer.run(watch)
     return trainer.finish()
+
+
+def _first(
+    source: Path,
+    config: TrainConfig,
+    check: Callable[[Dataset], None],
+    progress: bool,
+    watch: Callable[[Trainer], None] | None,
+) -> None:
+    """The run that another starts from; a resumed one may have it already."""
+    assert config.out is not None
+    if config.resume and (config.out / "scene.json").exists():
+        return
+    claim(config.out, config)
+    trainer = Trainer(source, config, progress)
+    check(trainer.dataset)
+    trainer.run(watch)
+    trainer.finish()
 
 
 class Trainer:
@@ -131,7 +151,7 @@ class Trainer:
         """All remaining steps, with log, looks at test views, checkpoints; Ctrl-C saves and raises Interrupted."""
         config = self.config
         make_folder(self.folder)
-        log = TrainLog(self.folder, config.steps, self.step_index, self.progress, config.tensorboard)
+        log = TrainLog(self.folder, config.mode, config.steps, self.step_index, self.progress, config.tensorboard)
         previous = on_interrupt(self._ask_stop)
         began = time.monotonic() - self.seconds
         threads = torch.get_num_threads()

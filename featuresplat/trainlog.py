@@ -17,19 +17,20 @@ class TrainLog:
 
     Args:
         folder: the run folder.
+        word: what is trained.
         steps: how many there will be.
         start: the step to go on from; later lines of an older log are dropped.
         progress: show the bar (and plain lines where no terminal is attached).
         tensorboard: write events too.
     """
 
-    def __init__(self, folder: Path, steps: int, start: int, progress: bool, tensorboard: bool):
+    def __init__(self, folder: Path, word: str, steps: int, start: int, progress: bool, tensorboard: bool):
         self.path = folder / "log.jsonl"
         self._keep_until(start)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the training is
         self._events = _event_writer(folder) if tensorboard else None
-        self._bar = _bar(steps, start) if progress else None
-        self._test = ""
+        self._bar = _bar(word, steps, start) if progress else None
+        self._word, self._test = word, ""
         self._last = time.monotonic()
 
     def write(self, row: dict[str, Any]) -> None:
@@ -49,7 +50,7 @@ class TrainLog:
         if not self._bar.console.is_terminal and time.monotonic() - self._last > 15:
             self._last = time.monotonic()
             total = self._bar.tasks[0].total
-            print(f"step {step}/{total:.0f}  {text}{self._test}", flush=True)
+            print(f"{self._word}: step {step}/{total:.0f}  {text}{self._test}", flush=True)
 
     def test(self, psnr: float) -> None:
         self._test = f"  test {psnr:.2f} dB"
@@ -83,7 +84,7 @@ def progress_bar(numbers: Iterable[int], word: str) -> Iterable[int]:
     return track(numbers, description=word, console=Console(stderr=True), transient=True)
 
 
-def _bar(steps: int, start: int):
+def _bar(word: str, steps: int, start: int):
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -94,7 +95,7 @@ def _bar(steps: int, start: int):
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"))
+    columns = (TextColumn(word), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"))
     bar = Progress(
         *columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=Console(file=sys.stdout)
     )  # fmt: skip

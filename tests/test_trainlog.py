@@ -18,7 +18,7 @@ def rows(folder: Path) -> list[dict]:
 
 
 def log(folder: Path, start: int = 0, progress: bool = False, tensorboard: bool = False) -> TrainLog:
-    return TrainLog(folder, 100, start, progress, tensorboard)
+    return TrainLog(folder, "static", 100, start, progress, tensorboard)
 
 
 def test_one_object_a_line_at_once(tmp_path):
@@ -69,7 +69,7 @@ def test_without_a_terminal_a_line_now_and_then(tmp_path, capsys):
     writer.close()
     out = capsys.readouterr().out
     assert out.count("step ") == 1
-    assert "step 20/100  loss 0.4  test 21.50 dB" in out
+    assert "static: step 20/100  loss 0.4  test 21.50 dB" in out
 
 
 def test_tensorboard_missing_is_told_with_its_remedy(tmp_path, monkeypatch):

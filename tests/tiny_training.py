@@ -96,13 +96,13 @@ def trained(source: Path, config: TrainConfig) -> Trainer:
     return trainer
 
 
-def interrupt_at(monkeypatch, step: int) -> None:
-    """Send this process what Ctrl-C sends, in the middle of the training's ``step``."""
+def interrupt_at(monkeypatch, step: int, folder: str | None = None) -> None:
+    """Send this process what Ctrl-C sends, in the middle of the training's ``step``, if its folder has that name."""
     original = Trainer.step
 
     def stepped(self):
         original(self)
-        if self.step_index == step:
+        if self.step_index == step and folder in (None, self.folder.name):
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Trainer, "step", stepped)

@@ -42,7 +42,7 @@ class Live:
     """The state of a watched training.
 
     Attributes:
-        step, steps: where it is.
+        step, steps: where it is; of the run that it starts from, while that is trained.
         paused: it stands still, and edits may be done.
         finished: all steps are done.
         curve: (step, loss, PSNR of the training views) of some steps.
@@ -54,6 +54,7 @@ class Live:
         self.finished = False
         self.curve: deque[tuple[int, float, float]] = deque(maxlen=CURVE)
         self._app: App | None = None
+        self._trainer: Trainer | None = None
         self._condition = threading.Condition()
         self._pause_asked = False
         self._steps_left: int | None = None
@@ -114,7 +115,12 @@ class Live:
     def _note(self, trainer: Trainer) -> None:
         self.step, self.gaussians = trainer.step_index, len(trainer.mode.gaussian_params["means"])
         self.loss, self.psnr = trainer.running["loss"], trainer.running["psnr"]
-        self.finished = self.step >= self.steps
+        if trainer is not self._trainer:  # one that another starts from has ended, maybe
+            self._trainer, self.steps = trainer, trainer.config.steps
+            self._began = (time.monotonic(), self.step)
+            self.curve.clear()
+        last = self._app is None or trainer.folder == self._app.folder
+        self.finished = last and self.step >= self.steps
         if self.step % max(1, self.steps // CURVE) == 0:
             self.curve.append((self.step, self.loss, self.psnr))
         began, first = self._began

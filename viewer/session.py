@@ -61,6 +61,7 @@ class Session:
         self._playing: dict[str, threading.Event] = {}
         self._players: list[threading.Thread] = []
         self._panels: list[Built] = []
+        self._mode: str | None = None  # that the panels are of
         self._reported = Pose.of(client.camera)
         self._preview: tuple[Scene, Scene] | None = None
         self.canvas = Canvas(self)
@@ -278,22 +279,31 @@ class Session:
 
     def _open(self) -> None:
         self.app.welcome(self)
-        tabs = self.client.gui.add_tab_group()
+        self._add_tabs()
+        self.pointer.bind_commands()
+
+    def _add_tabs(self) -> None:
+        self._mode, self._tabs = self.scene.mode, self.client.gui.add_tab_group()
         for panel in panels_of(self.app):
             try:
-                with tabs.add_tab(panel.title, icon=icons.known(panel.icon)):
+                with self._tabs.add_tab(panel.title, icon=icons.known(panel.icon)):
                     self._panels.append(Built(self, self.client.gui, panel.controls))
                 if panel.opened is not None:
                     panel.opened(self)
             except Exception:
                 log.exception("the panel %s cannot be shown", panel.title)
-        self.pointer.bind_commands()
 
     async def _camera_moved(self, camera: Any) -> None:
         self._reported = Pose.of(camera) or self._reported
         self.canvas.changed(moving=True)
 
     def _refresh(self) -> None:
+        if self._mode not in (None, self.scene.mode):  # a training went on to another mode, which has its own panels
+            for panel in self._panels:
+                panel.remove()
+            self._panels.clear()
+            self._tabs.remove()
+            self._add_tabs()
         for panel in self._panels:
             panel.refresh()
         self.canvas.refresh()

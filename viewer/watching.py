@@ -32,7 +32,8 @@ def train_and_watch(
     def watch(running: Trainer) -> None:
         nonlocal app
         if app is None:
-            app = App(copied(running.scene()), running.folder, title=f"training {running.folder.name}")
+            folder = config.out or running.folder
+            app = App(copied(running.scene()), folder, title=f"training {folder.name}")
             live.attach(app)
             print("\n".join(app.start(host, port)), flush=True)
         live.watch(running)

@@ -12,6 +12,8 @@ asked, `Scene.at` and `Scene.render`, may be answered by the module too, by func
   ``from_columns(scene, rest of that comment, columns, path) -> scene``: the way back;
 - ``joined(scenes) -> scenes``: the same scenes with per-Gaussian tensors that mean the same in all of them, and what
   they refer to in the first one's ``mode_state``: `Scene.cat` asks before it puts rows together;
+- ``begun(config, first) -> config``: called before anything is read: what training starts from, which
+  ``first(config, check)`` trains, ``check(dataset)`` before its first step;
 - ``settled(scene, dataset) -> scene``: the last word on a scene whose training has ended, before it is written;
 - ``measure(scene, dataset, backend) -> dict | None``: what metrics.json says under the mode's name;
 - ``report(scene, dataset) -> [(title, HTML)]``: sections for report.html (`featuresplat.io.html` has the pieces).

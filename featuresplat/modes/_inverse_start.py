@@ -140,7 +140,7 @@ def check_stages(config: InverseConfig) -> None:
     shares = config.stages
     if len(shares) != 3 or not 0 <= shares[0] <= shares[1] <= shares[2] <= 1:
         raise FeaturesplatError(
-            f"inverse.stages: expected three growing shares in 0..1, got {list(shares)}", "For example 0.45 0.55 0.75."
+            f"inverse.stages: expected three growing shares in 0..1, got {list(shares)}", "For example 0.3 0.4 0.7."
         )
 
 

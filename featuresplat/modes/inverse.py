@@ -390,10 +390,10 @@ class Mode(static.Mode):
 
 
 # What a finished scene is asked (see `featuresplat.modes`).
+from featuresplat.modes._inverse_begin import begun, settled  # noqa: E402, F401
 from featuresplat.modes._inverse_edits import EDITS, joined, moved, radiating, recolored  # noqa: E402, F401
 from featuresplat.modes._inverse_eval import measure  # noqa: E402, F401
 from featuresplat.modes._inverse_files import ENDINGS, columns, from_columns  # noqa: E402, F401
 from featuresplat.modes._inverse_panel import panel  # noqa: E402, F401
-from featuresplat.modes._inverse_radiance import settled  # noqa: E402, F401
 from featuresplat.modes._inverse_report import report  # noqa: E402, F401
 from featuresplat.modes._inverse_scene import KINDS, picture, render  # noqa: E402, F401

@@ -8,8 +8,6 @@ from pathlib import Path
 from featuresplat.verbs._shared import Flag, Run, given, summary
 
 ORDER = 15
-STAGES = (0.3, 0.4, 0.7)
-"""A finished run needs less of the first stage."""
 
 
 def run(
@@ -66,7 +64,7 @@ def run(
         steps=settings.steps if steps is None else steps,
         data=scene.config.data,
         model=replace(settings.model, sh_degree=scene.gaussians.sh_degree, budget=len(scene.gaussians)),
-        inverse=replace(settings.inverse, start=folder.resolve(), stages=STAGES),
+        inverse=replace(settings.inverse, start=folder.resolve()),
         device=device,
         seed=seed,
         resume=resume,

@@ -26,6 +26,7 @@ def small(out: Path, steps: int) -> TrainConfig:
     config.steps = config.eval_every = steps
     config.out, config.report, config.device = out, False, "cpu"
     config.model.budget, config.data.downscale, config.inverse.light_size = 1500, 1, 32
+    config.inverse.radiance_run = 0
     return config
 
 

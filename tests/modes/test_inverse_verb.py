@@ -163,3 +163,4 @@ def test_a_single_view(tmp_path):
     config.steps, config.out, config.report, config.data.downscale = 10, tmp_path / "run", False, 1
     with pytest.raises(FeaturesplatError, match="1 training view cannot tell materials from light"):
         train(scene, config, progress=False)
+    assert not (tmp_path / "run" / "radiance").exists(), "it is said before anything is trained"

@@ -254,3 +254,34 @@ def test_train_and_watch_ends_with_the_finished_scene(source, tmp_path, capsys):
         browser.close()
     finally:
         app.stop()
+
+
+def test_a_training_that_goes_on_to_another_mode_gets_its_panels(source, tmp_path, monkeypatch):
+    config = tiny_config(tmp_path / "run", steps=4, mode="inverse")
+    config.inverse.light_size, config.inverse.radiance_run = 32, 2.0
+    original, browsers, first = Live.watch, [], []
+
+    def look(live, trainer):
+        original(live, trainer)
+        if not browsers:
+            browsers.append(WireBrowser(live._app.port))
+            until(browsers[0].tabs)
+            first.extend(browsers[0].tabs())
+            assert (live.steps, live.finished) == (8, False)
+        if trainer.config.mode == "static":
+            assert not live.finished, "another training follows"
+
+    monkeypatch.setattr(Live, "watch", look)
+    app = train_and_watch(source, config, port=0, progress=False)
+    try:
+        assert app.folder == tmp_path / "run"
+        assert app.live is not None
+        assert (app.live.steps, app.live.finished) == (4, True)
+        assert {"Training", "View"} <= set(first)
+        assert "Light" not in first
+        until(lambda: {"Training", "View", "Light", "Material"} <= set(browsers[0].tabs()))
+        assert len(browsers[0].tabs()) == len(set(browsers[0].tabs())), "the old ones are gone"
+        assert not browsers[0].notes
+        browsers[0].close()
+    finally:
+        app.stop()
