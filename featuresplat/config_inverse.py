@@ -13,7 +13,7 @@ class InverseConfig:
 
     start: Path | None = None
     """A finished run to start from, in place of points."""
-    radiance_run: float = 2.0
+    radiance_run: float = 3.0
     """Where no run is named to start from, one of mode static is trained first, in the folder `radiance` of this run:
     its steps, as a share of `steps`. 0: start from the points; the radiance is then the surfels' own."""
     light_size: int = 128

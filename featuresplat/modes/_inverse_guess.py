@@ -8,15 +8,18 @@ from torch import Tensor
 from featuresplat.modes import _inverse_solve as solve
 from featuresplat.modes._inverse_lamps import lamps_gain
 from featuresplat.modes._inverse_light import FittedLight
-from featuresplat.modes._inverse_looks import Baked
-from featuresplat.modes._inverse_search import Before, searched
-from featuresplat.shading.deferred import Received
+from featuresplat.modes._inverse_looks import Baked, received
+from featuresplat.modes._inverse_search import Before, Guess, searched
 from featuresplat.shading.progress import stationary
 from featuresplat.types import Gaussians
 
 MIRROR = 0.12
 """Roughness of what the specular stage takes for mirrors, at its beginning."""
 METAL = 0.99
+LAMPS = 2.0
+"""Brightest light of the first search: in a mirror it is white, as brighter ones are. How bright the lamps are is not
+known yet, and where they are too bright every mirror looks too dim to be one.
+"""
 WHITE = 0.8
 """What the brightest matt surfaces reflect, at most: photographs clip the lamps, and the light comes out too dark to
 explain more."""
@@ -53,7 +56,6 @@ def mirrors(
 def materials(
     g: Gaussians,
     sides: Tensor,
-    received: Received,
     views: solve.Views,
     light: FittedLight,
     baked: Baked | None,
@@ -65,7 +67,7 @@ def materials(
     bright as `_inverse_lamps` says, and brighter where the brightest matt surfaces would reflect too much.
 
     Args:
-        sides: [N, 3] normals, outwards. received: by the N Gaussians. shown: [N] the most each shows in a view.
+        sides: [N, 3] normals, outwards. shown: [N] the most each shows in a view.
         before: what is known from an earlier search.
 
     Returns:
@@ -73,14 +75,23 @@ def materials(
     """
     occluders, cells = (None, None) if baked is None else (baked.occluders, baked.cells)
     near = solve.neighbours(g.means, sides)
-    found = searched(g, sides, received, light, views, occluders, cells, near, before)
+    whole = light.cube()
+    if before is None:
+        _relight(light, whole.clamp(max=LAMPS))
+    under = received(light, baked, sides)
+    found = searched(g, sides, under, light, views, occluders, cells, near, before)
+    total = under.direct + under.reflected
+    if before is None:
+        _relight(light, whole)
+        under, dim = received(light, baked, sides), total
+        total = under.direct + under.reflected
+        found.base_color = _paler(found, dim / total.clamp_min(1e-6))
     matt = (found.metallic < 0.5) & (shown > 0.05)
     if baked is not None:
-        total, lamps = received.direct + received.reflected, baked.transfer.direct(light.lamps())
+        lamps = baked.transfer.direct(light.lamps())
         gain = lamps_gain(g.means, found.base_color * total, lamps, total - lamps, matt, near)
         light.set_lamps(gain)
-        paler = total / (total + (gain - 1) * lamps).clamp_min(1e-6)
-        found.base_color = torch.where(found.metallic[:, None] < 0.5, found.base_color * paler, found.base_color)
+        found.base_color = _paler(found, total / (total + (gain - 1) * lamps).clamp_min(1e-6))
     if bool(matt.any()):
         white = float(torch.quantile(found.base_color[matt].amax(1), 0.9))
         found.base_color[found.metallic < 0.5] /= light.brighten_lamps(white / WHITE)
@@ -91,3 +102,13 @@ def materials(
         "progress": BEGUN * stationary(found.residual[:, None], mask_weight)[:, None],
     }
     return values, found.gap
+
+
+def _relight(light: FittedLight, cube: Tensor) -> None:
+    light.set(cube.log())
+    light.filter()
+
+
+def _paler(found: Guess, share: Tensor) -> Tensor:
+    """[N, 3] base colours, those of what is no metal times ``share`` [N, 3]: it sends out as much in other light."""
+    return torch.where(found.metallic[:, None] < 0.5, found.base_color * share, found.base_color)

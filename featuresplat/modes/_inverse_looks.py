@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from featuresplat import raster
 from featuresplat.modes import _inverse_pixels as px
+from featuresplat.modes._inverse_curvature import curvature
 from featuresplat.modes._inverse_light import FittedLight
 from featuresplat.modes._inverse_solve import Views, neighbours
 from featuresplat.shading import cubemap, occlusion, tone, transfer
@@ -16,9 +17,9 @@ from featuresplat.types import Gaussians
 
 
 @torch.no_grad()
-def oriented(g: Gaussians, views: Views) -> tuple[Tensor, Tensor]:
-    """Normals [N, 3] that point to where the Gaussians are seen from, weighted by how much they show, and the most
-    [N] that each shows in a view.
+def oriented(g: Gaussians, views: Views) -> tuple[Tensor, Tensor, Tensor]:
+    """Normals [N, 3] that point to where the Gaussians are seen from, weighted by how much they show; the most [N] that
+    each shows in a view; and how the normals turn [N, 6] (`_inverse_curvature`).
     """
     axes, total = px.shortest_axes(g.quats, g.log_scales), g.means.new_zeros(len(g))
     side = g.means.new_zeros(len(g))
@@ -29,7 +30,8 @@ def oriented(g: Gaussians, views: Views) -> tuple[Tensor, Tensor]:
         towards = F.normalize(views.cameras[i].positions.to(g.means) - g.means, dim=-1)
         side += shown.sums[0] * (axes * towards).sum(1)
         total = torch.maximum(total, shown.maxima[0])
-    return torch.where(side[:, None] < 0, -axes, axes), total
+    normals = torch.where(side[:, None] < 0, -axes, axes)
+    return normals, total, curvature(g.means, normals, g.scales)
 
 
 @torch.no_grad()

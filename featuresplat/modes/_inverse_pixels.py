@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from featuresplat.geometry import quat_to_rotmat
+from featuresplat.modes._inverse_curvature import turned
 from featuresplat.shading.deferred import Received
 from featuresplat.shading.monte_carlo import Surface
 
@@ -16,8 +17,11 @@ LEAST_ALPHA = 0.05
 """Pixels with less are not shaded."""
 TURNED_AWAY = -0.3
 """Cosine to the view below which a pixel shows the back of what it shows."""
-CHANNELS = 16
-"""base colour 3, roughness, metallic, progress, normal 3, direct 3, reflected 3, openness."""
+CHANNELS = 25
+"""base colour 3, roughness, metallic, progress, normal 3, direct 3, reflected 3, openness; curvature 6, from the
+camera to the centre 3."""
+EDGE_ON, APART = 0.05, 0.03
+"""Cosine to the view below which, and relative distance to the blended depth from which on, a plane tells no depth."""
 
 
 @dataclass
@@ -105,7 +109,7 @@ def pixels_of(
     f = features.reshape(-1, features.shape[-1])[rows] / a
     ray = rays.reshape(-1, 3)[rows]
     view = -F.normalize(ray, dim=-1)
-    normal = F.normalize(f[:, 6:9], dim=-1)
+    normal, z = shape_at(f[:, 6:9], f[:, 16:22], f[:, 22:25], ray, depth.detach().reshape(-1, 1)[rows])
     # A thin wall has one normal, whichever side is seen; at outlines normals turn away a little, and stay.
     normal = torch.where((normal * view).sum(-1, keepdim=True) < TURNED_AWAY, -normal, normal)
     surface = Surface(
@@ -114,9 +118,28 @@ def pixels_of(
         base_color=f[:, 0:3],
         roughness=f[:, 3],
         metallic=f[:, 4],
-        position=centre + depth.detach().reshape(-1, 1)[rows] * ray,
+        position=centre + z * ray,
     )
     return Pixels(rows, a, surface, Received(f[:, 9:12], f[:, 12:15], f[:, 15]), f[:, 5:6])
+
+
+def shape_at(normal: Tensor, bend: Tensor, place: Tensor, ray: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    """The unit normals [P, 3] and z-depths [P, 1] of what pixels show.
+
+    What is blended is of the Gaussians' centres, which lie nearer to the camera than what they cover. The pixel's ray
+    meets the plane through the mean centre further back, and there the normal has turned (`_inverse_curvature`).
+
+    Args:
+        normal: [P, 3], bend: [P, 6], place: [P, 3] means of normals, curvatures and centres, from the camera's.
+        ray: [P, 3] with z = 1. depth: [P, 1] mean of the centres' depths.
+    """
+    with torch.no_grad():
+        slope = (normal * ray).sum(-1, keepdim=True)
+        seen = slope.abs() > EDGE_ON * normal.norm(dim=-1, keepdim=True) * ray.norm(dim=-1, keepdim=True)
+        z = (normal * place).sum(-1, keepdim=True) / torch.where(seen, slope, 1.0)
+        z = torch.where(seen & ((z - depth).abs() < APART * depth), z, depth)
+        away = z * ray - place
+    return turned(normal, bend.detach(), away.detach()), z
 
 
 def spread(values: Tensor, rows: Tensor, height: int, width: int) -> Tensor:

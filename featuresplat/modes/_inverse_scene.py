@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from featuresplat import raster
 from featuresplat.errors import FeaturesplatError
 from featuresplat.modes import _inverse_pixels as px
 from featuresplat.modes import _inverse_radiance as radiance
+from featuresplat.modes._inverse_curvature import curvature
 from featuresplat.modes._inverse_solve import neighbours
 from featuresplat.shading import cubemap, monte_carlo, occlusion, tone, transfer
 from featuresplat.shading.deferred import Lighting, Received, shade
@@ -34,7 +36,7 @@ class Stage:
     """A scene made ready for one light: what does not depend on the camera.
 
     Attributes:
-        features: [N, CHANNELS] to be splatted.
+        features: [N, CHANNELS - 3] to be splatted, all but what depends on the camera.
         lighting: for shading.
         cube: [6, S, S, 3] the environment.
         light: what was asked for; None is the scene's own light.
@@ -48,6 +50,7 @@ class Stage:
 
 _STAGES: OrderedDict[tuple, tuple[Stage, object]] = OrderedDict()
 _BAKES: OrderedDict[tuple, tuple[tuple[occlusion.Occluders, transfer.Transfer], object]] = OrderedDict()
+_BENDS: OrderedDict[tuple, tuple[Tensor, object]] = OrderedDict()
 _FILTERS: dict[tuple[int, torch.device], Prefilter] = {}
 KEPT = 4
 """Lights, bakes and radiance fields that are remembered."""
@@ -72,8 +75,10 @@ def staged(scene: Scene, value) -> Stage:
 
 
 def _light_key(light: Light) -> tuple:
+    """By what the environment holds: whoever gives an array or a file for each camera gives the same light."""
+    held = light.environment
     return (
-        id(light.environment),
+        None if held is None else hashlib.blake2b(held.cpu().numpy().tobytes(), digest_size=16).digest(),
         tuple(light.lamps),
         light.turn,
         tuple(light.up),
@@ -109,6 +114,16 @@ def baked(scene: Scene) -> tuple[occlusion.Occluders, transfer.Transfer]:
     return _BAKES[key][0]
 
 
+def bent(scene: Scene) -> Tensor:
+    """[N, 6] how the normals turn, edits included."""
+    g, normal = scene.gaussians, scene.mode_state["gaussian.normal"]
+    parts = (g.means, g.log_scales, normal)
+    key = tuple(map(id, parts))
+    if key not in _BENDS:
+        remember(_BENDS, key, curvature(g.means, normal, g.scales), parts)
+    return _BENDS[key][0]
+
+
 def _stage(scene: Scene, light: Light | None) -> Stage:
     own = scene.mode_state["light"]
     size, g = own.shape[1], scene.gaussians
@@ -121,7 +136,7 @@ def _stage(scene: Scene, light: Light | None) -> Stage:
         small = cubemap.shrink(cube, size // transfer.SIZE).reshape(-1, 3)
         direct = transfer.open_sky(materials[4]) @ small
         received = [direct, torch.zeros_like(direct), torch.ones_like(direct[:, :1])]
-        return Stage(torch.cat([*materials, *received], 1), lighting, cube, light)
+        return Stage(torch.cat([*materials, *received, bent(scene)], 1), lighting, cube, light)
     occluders, moved = baked(scene)
     lighting.occluders = occluders
     if light is None:
@@ -133,7 +148,7 @@ def _stage(scene: Scene, light: Light | None) -> Stage:
         total, lighting.cells = moved.total(cube, c * (1 - m) + c * m, occluders, BOUNCES)
         direct = moved.direct(cube)
         received = [direct, total - direct, moved.sky.sum(1, keepdim=True)]
-    return Stage(torch.cat([*materials, *received], 1), lighting, cube, light)
+    return Stage(torch.cat([*materials, *received, bent(scene)], 1), lighting, cube, light)
 
 
 @dataclass
@@ -159,7 +174,8 @@ def frame(scene: Scene, stage: Stage, camera: Cameras, request: RenderRequest) -
     g = scene.gaussians
     viewmat, K = camera.viewmats.to(g.means), camera.Ks.to(g.means)
     codes = scene.values(request.features)
-    features = stage.features if codes is None else torch.cat([stage.features, codes], 1)
+    centre, rays = px.view_rays(viewmat[0], K[0], camera.width, camera.height)
+    features = torch.cat([stage.features, g.means - centre, *([] if codes is None else [codes])], 1)
     out = raster.rasterize(
         g.means,
         g.quats,
@@ -176,7 +192,6 @@ def frame(scene: Scene, stage: Stage, camera: Cameras, request: RenderRequest) -
         backend=request.backend,
     )
     assert out.features is not None
-    centre, rays = px.view_rays(viewmat[0], K[0], camera.width, camera.height)
     pixels = px.pixels_of(out.features[0, ..., : px.CHANNELS], out.alpha[0], out.depth[0], centre, rays)
     light = stage.light
     if light is not None and light.samples:

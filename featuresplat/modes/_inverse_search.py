@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from featuresplat.modes._inverse_colors import colors, differences, sharpened, shown_as
+from featuresplat.modes._inverse_curvature import curvature
 from featuresplat.modes._inverse_light import FittedLight
 from featuresplat.modes._inverse_shaded import KINDS, Shaded, lift, shaded
 from featuresplat.modes._inverse_solve import SHOWN, TRUNCATED, Views, pooled
@@ -103,7 +104,7 @@ def searched(
         cells: [M, 3] radiance of the occluders' cells.
         near: sparse [N, N], hands over to neighbours what each has; columns sum up to 1.
     """
-    features = torch.cat([normals, received.direct + received.reflected], 1)
+    features = torch.cat([normals, received.direct + received.reflected, curvature(g.means, normals, g.scales)], 1)
     chosen = views.chosen[:: -(-len(views.chosen) // VIEWS)]
     pictures = [shaded(g, features, light, views, i, occluders, cells) for i in chosen]
     color = torch.full((len(g), len(KINDS), 3), 0.5, device=normals.device)

@@ -48,6 +48,7 @@ def shaded(
     g: Gaussians, features: Tensor, light: FittedLight, views: Views, i: int, occluders: Occluders | None,
     cells: Tensor | None,
 ) -> Shaded:  # fmt: skip
+    """``features`` [N, 12]: normals 3, diffuse light 3, curvature 6."""
     assert light.atlas is not None
     (viewmat, K), (width, height) = views.matrices(i), views.cameras.sizes[i]
     image, reduce = views.image(i), 1
@@ -57,19 +58,21 @@ def shaded(
         width, height = width // reduce, height // reduce
         image = F.avg_pool2d(image.permute(2, 0, 1)[None], reduce)[0].permute(1, 2, 0)
         K = torch.cat([K[:, :2] / reduce, K[:, 2:]], 1)
-    out = raster.rasterize(
-        g.means, g.quats, g.scales, g.opacities, None, viewmat, K, width, height, features=features, **views.options
-    )
-    assert out.features is not None
-    alpha = out.alpha.reshape(-1, 1)
     centre, rays = px.view_rays(viewmat[0], K[0], width, height)
+    out = raster.rasterize(
+        g.means, g.quats, g.scales, g.opacities, None, viewmat, K, width, height,
+        features=torch.cat([features, g.means - centre], 1), **views.options,
+    )  # fmt: skip
+    assert out.features is not None
+    alpha, rays = out.alpha.reshape(-1, 1), rays.reshape(-1, 3)
     f = out.features.reshape(len(alpha), -1) / alpha.clamp_min(1e-6)
-    view, normal = -F.normalize(rays.reshape(-1, 3), dim=1), F.normalize(f[:, :3], dim=1)
+    normal, depth = px.shape_at(f[:, :3], f[:, 6:12], f[:, 12:], rays, out.depth.reshape(-1, 1))
+    view = -F.normalize(rays, dim=1)
     cosine = (view * normal).sum(1)
     rows = ((alpha[:, 0] > 0.5) & (cosine > 0.1)).nonzero()[:, 0]
-    view, normal, cosine, irradiance = view[rows], normal[rows], cosine[rows], f[rows, 3:]
+    view, normal, cosine, irradiance = view[rows], normal[rows], cosine[rows], f[rows, 3:6]
     away = 2 * cosine[:, None] * normal - view
-    points = centre + out.depth.reshape(-1, 1)[rows] * rays.reshape(-1, 3)[rows]
+    points = centre + depth[rows] * rays[rows]
     radiance = image.reshape(-1, 3)[rows]
     gain, offset = [], []
     for level in LEVELS:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from featuresplat import raster
 from featuresplat.modes import _inverse_pixels as px
+from featuresplat.modes._inverse_curvature import curvature
 from featuresplat.shading import cubemap, tone
 from featuresplat.shading.occlusion import Occluders
 
@@ -121,30 +122,32 @@ def projected(
     """
     base, full = cubemap.shrink(base, max(1, base.shape[1] // COARSE)), base
     size = base.shape[1]
+    bend = curvature(g.means, normals, g.scales)
     flat, color = base.reshape(-1, 3), torch.full((len(g), 3), 0.8, device=base.device)
     for k in range(rounds):
         top, bottom = torch.zeros_like(flat), torch.zeros_like(flat)
         pull, mass = torch.zeros_like(color), torch.zeros_like(color)
         for i in views.chosen:
             image, matrices, (width, height) = views.image(i), views.matrices(i), views.cameras.sizes[i]
+            centre, rays = px.view_rays(matrices[0][0], matrices[1][0], width, height)
             out = raster.rasterize(
                 g.means, g.quats, g.scales, g.opacities, None, *matrices, width, height,
-                features=torch.cat([normals, vivid[:, None], color], 1), **views.options,
+                features=torch.cat([normals, vivid[:, None], color, bend, g.means - centre], 1), **views.options,
             )  # fmt: skip
             assert out.features is not None
-            f, alpha = out.features.reshape(-1, 7), out.alpha.reshape(-1, 1)
+            f, alpha = out.features.reshape(-1, 16), out.alpha.reshape(-1, 1)
             rows = ((f[:, 3] > 0.05) & (alpha[:, 0] > 0.8)).nonzero()[:, 0]
-            centre, rays = px.view_rays(matrices[0][0], matrices[1][0], width, height)
-            view = -F.normalize(rays.reshape(-1, 3)[rows], dim=1)
-            normal = F.normalize(f[rows, :3], dim=1)
+            f, ray = f[rows] / alpha[rows], rays.reshape(-1, 3)[rows]
+            view = -F.normalize(ray, dim=1)
+            normal, depth = px.shape_at(f[:, :3], f[:, 7:13], f[:, 13:], ray, out.depth.reshape(-1, 1)[rows])
             cosine = (view * normal).sum(1, keepdim=True)
             away = 2 * cosine * normal - view
-            points = centre + out.depth.reshape(-1, 1)[rows] * rays.reshape(-1, 3)[rows]
+            points = centre + depth * ray
             free = cosine[:, 0] > 0.2
             if occluders is not None:
                 free &= occluders.trace(points, normal, away) < 0
-            rows, away = rows[free], away[free]
-            weight, tint = f[rows, 3:4] / alpha[rows], f[rows, 4:] / alpha[rows]
+            rows, away, f = rows[free], away[free], f[free]
+            weight, tint = f[:, 3:4], f[:, 4:7]
             seen = image.reshape(-1, 3)[rows]
             index, bilinear = cubemap.corners(*cubemap.locate(away), size)
             index = cubemap.padding(size).to(index.device)[index]

@@ -120,7 +120,7 @@ def resurfaced(
     tensors, surfels = covered(params, surface, config.model.budget, thin, config.seed)
     if views is None:
         return tensors
-    _, shown = looks.oriented(Gaussians(**tensors), views)
+    _, shown, _ = looks.oriented(Gaussians(**tensors), views)
     alive = (shown > SEEN) | (torch.arange(len(shown), device=shown.device) < surfels)
     tensors = {k: v[alive].contiguous() for k, v in tensors.items()}
     tensors["sh0"] = ((looks.colored(Gaussians(**tensors), views) - 0.5) / SH_C0)[:, None]

@@ -212,7 +212,7 @@ class Mode(static.Mode):
         now = {k: v.sigmoid() for k, v in self.gaussian_params.items() if k in MATERIALS}
         before = None if self.gap is None else Before(self.gap, self.again, now["base_color"], now["metallic"][:, 0])
         named = self._views(), self.light, self.baked, self.shown, self.config.inverse.mask_weight, before
-        values, self.gap = guess.materials(g, sides, looks.received(self.light, self.baked, sides), *named)
+        values, self.gap = guess.materials(g, sides, *named)
         if self.again:  # metals have been fitted by now, and lamps that grew do not tell of them
             values = {k: torch.where(now["metallic"] > 0.5, v, values[k]) for k, v in now.items()}
         self._take(values)
@@ -234,7 +234,7 @@ class Mode(static.Mode):
         )
 
     def _orient(self) -> None:
-        self.sides, self.shown = looks.oriented(self.at().detach(), self._views())
+        self.sides, self.shown, self.bend = looks.oriented(self.at().detach(), self._views())
 
     @torch.no_grad()
     def _bake(self) -> None:
@@ -259,7 +259,7 @@ class Mode(static.Mode):
             features = torch.cat([normals, px.plane_distances(g.means, normals, centre), z, z * z], 1)
         else:
             share = 1.0 if self.stage == SPECULAR else self.config.inverse.normal_gradient
-            features = self._features(px.damped(normals, share))
+            features = self._features(px.damped(normals, share), towards)
         camera = view.viewmat[None], view.K[None], view.width, view.height
         out = raster.rasterize(
             g.means,
@@ -312,10 +312,10 @@ class Mode(static.Mode):
             return Lighting(self.light.prefilter, self.light.atlas)
         return Lighting(self.light.prefilter, self.light.atlas, self.baked.occluders, self.baked.cells)
 
-    def _features(self, normals: Tensor) -> Tensor:
-        """[N, CHANNELS] what is splatted for shading."""
+    def _features(self, normals: Tensor, towards: Tensor) -> Tensor:
+        """[N, CHANNELS] what is splatted for shading; ``towards`` [N, 3] leads to the camera."""
         p = [self.gaussian_params[k].sigmoid() for k in MATERIALS]
-        return torch.cat([*p, normals, looks.diffuse_light(self.light, self.baked, normals)], 1)
+        return torch.cat([*p, normals, looks.diffuse_light(self.light, self.baked, normals), self.bend, -towards], 1)
 
     def _behind(self, view: modes.View, alpha: Tensor, rays: Tensor) -> Tensor:
         """[H, W, 3] what shines through where Gaussians leave room."""
@@ -348,7 +348,7 @@ class Mode(static.Mode):
     def buffers(self) -> dict[str, Tensor]:
         out = {"stage": torch.tensor(self.stage), "again": torch.tensor(self.again)}
         if self.sides is not None:
-            out |= {"sides": self.sides, "shown": self.shown}
+            out |= {"sides": self.sides, "shown": self.shown, "bend": self.bend}
         if self.gap is not None:
             out["gap"] = self.gap
         if self.planes is not None:
@@ -362,7 +362,7 @@ class Mode(static.Mode):
         here = {k: v.to(self.inputs.device) for k, v in buffers.items()}
         self.stage = int(here["stage"])
         if "sides" in here:
-            self.sides, self.shown = here["sides"], here["shown"]
+            self.sides, self.shown, self.bend = here["sides"], here["shown"], here["bend"]
         self.gap, self.again = here.get("gap"), bool(here.get("again", False))
         if "planes.0" in here:
             self.planes = here["planes.0"], here["planes.1"], here["planes.2"]

@@ -12,6 +12,7 @@ from tiny_training import everything, interrupt_at, same, trained, write_scene
 
 from featuresplat.config import TrainConfig, load_config
 from featuresplat.errors import FeaturesplatError
+from featuresplat.modes import _inverse_scene as finished
 from featuresplat.modes.inverse import Mode
 from featuresplat.render import render_run
 from featuresplat.scene import Scene
@@ -70,6 +71,18 @@ def test_another_light_gives_another_picture(run):
     assert shown["dark"] is not None
     assert shown["bright"] is not None
     assert float(shown["bright"].mean()) > float(shown["dark"].mean()) + 0.05
+
+
+def test_the_same_array_is_one_light_until_it_is_changed(run, monkeypatch):
+    scene, prepared, original = Scene.load(run), [], finished._stage
+    monkeypatch.setattr(finished, "_stage", lambda *a: prepared.append(1) or original(*a))
+    camera, light = scene.part("test")[0], np.full((16, 32, 3), 0.5, np.float32)
+    first, second = (scene.render(camera, light=light).rgb for _ in range(2))
+    assert torch.equal(first, second)
+    assert len(prepared) == 1
+    light *= 4
+    assert float(scene.render(camera, light=light).rgb.mean()) > float(first.mean())
+    assert len(prepared) == 2
 
 
 def test_a_light_that_cannot_be_is_refused(run):

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from featuresplat import raster
 from featuresplat.geometry import rotmat_to_quat
 from featuresplat.modes import _inverse_pixels as px
+from featuresplat.modes._inverse_curvature import curvature
 from featuresplat.modes._inverse_lamps import GAINS, lamps_gain
-from featuresplat.modes._inverse_light import FittedLight
+from featuresplat.modes._inverse_light import FOLLOWED, FittedLight
 from featuresplat.modes._inverse_search import Before, searched
 from featuresplat.modes._inverse_solve import Views, neighbours
 from featuresplat.shading import cubemap, tone, transfer
@@ -35,6 +36,30 @@ def test_lamps_are_brightened_until_the_mean_has_grown():
     assert float((light.cube() * area).sum()) == pytest.approx(1.3 * before, rel=1e-3)
     torch.testing.assert_close(light.cube()[5], dim, atol=1e-4, rtol=1e-3)
     assert light.brighten_lamps(0.7) == 1.0
+
+
+def test_steps_follow_lamps_only_so_far():
+    """However many: photographs cut them, and nothing would pull them back."""
+    light = FittedLight(32, torch.tensor(0.5), CPU, 0.0, 0.0)
+    with torch.no_grad():
+        light.params["light1"][2, 3, 3] += 5.0
+        dim = light.cube()[0].clone()
+    light.filter()
+    assert float(light.cube().max()) == pytest.approx(FOLLOWED, rel=1e-3)
+    torch.testing.assert_close(light.cube()[0], dim)
+    light.set_lamps(4.0)  # who measures them may go beyond
+    bright = float(light.cube().max())
+    assert bright == pytest.approx(4 * FOLLOWED, rel=1e-2)
+    with torch.no_grad():
+        light.params["light1"][2] += 1.0
+    light.filter()
+    assert float(light.cube().max()) == pytest.approx(bright, rel=1e-3)
+    other = FittedLight(32, torch.tensor(0.5), CPU, 0.0, 0.0)
+    for name, value in light.params.items():
+        other.params[name].data.copy_(value.detach())
+    other.restore(light.gathered())
+    torch.testing.assert_close(other.cube(), light.cube(), msg="a resumed run has the same light")
+    assert other.most == light.most
 
 
 def lit_floor(gain: float) -> tuple[torch.Tensor, ...]:
@@ -100,6 +125,7 @@ def test_the_search_tells_metal_from_dielectric_and_finds_their_colours():
     received = Received(direct, torch.zeros_like(direct), torch.ones(len(direct)))
     rough = torch.full_like(metallic, 0.3)
     features = torch.cat([color, rough, metallic, rough, normals, direct, torch.zeros_like(direct), rough], 1)
+    bend = curvature(g.means, normals, g.scales)
     size, viewmats, images = 48, [], []
     for k in range(8):
         eye = 3.0 * F.normalize(torch.tensor([math.cos(0.8 * k), math.sin(0.8 * k), 0.3 + 0.1 * k]), dim=0)
@@ -109,11 +135,12 @@ def test_the_search_tells_metal_from_dielectric_and_finds_their_colours():
         viewmats.append(torch.cat([torch.cat([R, -(R @ eye)[:, None]], 1), torch.tensor([[0.0, 0.0, 0.0, 1.0]])]))
     K = torch.tensor([[60.0, 0.0, 24.0], [0.0, 60.0, 24.0], [0.0, 0.0, 1.0]])
     for viewmat in viewmats:
-        out = raster.rasterize(
-            g.means, g.quats, g.scales, g.opacities, None, viewmat[None], K[None], size, size, features=features
-        )
-        assert out.features is not None
         centre, rays = px.view_rays(viewmat, K, size, size)
+        out = raster.rasterize(
+            g.means, g.quats, g.scales, g.opacities, None, viewmat[None], K[None], size, size,
+            features=torch.cat([features, bend, g.means - centre], 1),
+        )  # fmt: skip
+        assert out.features is not None
         pixels = px.pixels_of(out.features[0], out.alpha[0], out.depth[0], centre, rays)
         parts = shade(pixels.surface, pixels.received, Lighting(light.prefilter, light.atlas.detach()))
         shown = px.spread(tone.display(parts[0] + parts[1]) * pixels.alpha, pixels.rows, size, size)
