@@ -46,7 +46,7 @@ def export_run(
         How many Gaussians were written.
 
     Raises:
-        FeaturesplatError: nothing to read, an unknown ending, ``out`` is part of the run itself, columns of one's own
+        FeaturesplatError: nothing to read, a time of what holds still, an unknown ending, ``out`` is part of the run itself, columns of one's own
             in a format that holds none, labels without a field that answers text.
     """
     source, out = Path(source), Path(out)
@@ -70,6 +70,8 @@ def export_run(
     if time is not None and not 0 <= time <= 1:
         raise FeaturesplatError(f"time: expected 0..1, got {time:g}.", "0 is the beginning, 1 the end.")
     if time is not None:
+        if not hasattr(registry.load("modes", scene.mode), "at"):
+            raise FeaturesplatError(f"{source}: holds still, it has no times.", "Leave --time and --frames out.")
         scene = replace(scene, gaussians=scene.at(time).detach())
     comments, extra = _columns(scene, labels, instances)
     module = registry.load("modes", scene.mode)

@@ -267,6 +267,11 @@ def test_a_still_scene_has_no_motion_to_write(tmp_path):
     make_scene().save(tmp_path / "run")
     with pytest.raises(FeaturesplatError, match="frames"):
         export_run(tmp_path / "run", tmp_path / "x.ply", frames=1)
+    replace(make_scene(), mode="static", mode_state={}).save(tmp_path / "still")
+    for asked in ({"time": 0.5}, {"frames": 3}):
+        with pytest.raises(FeaturesplatError, match="holds still, it has no times"):
+            export_run(tmp_path / "still", tmp_path / "x.ply", **asked)
+    assert not list(tmp_path.glob("x*"))
 
 
 def test_what_moves_as_one_is_one_body():
