@@ -46,8 +46,8 @@ def export_run(
         How many Gaussians were written.
 
     Raises:
-        FeaturesplatError: nothing to read, a time of what holds still, an unknown ending, ``out`` is part of the run itself, columns of one's own
-            in a format that holds none, labels without a field that answers text.
+        FeaturesplatError: nothing to read, a time of what holds still, an unknown ending, ``out`` is part of the run
+            itself, columns of one's own in a format that holds none, labels without a field that answers text.
     """
     source, out = Path(source), Path(out)
     if frames is not None:
