@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -18,9 +16,10 @@ LAMP = 0.6
 """Radiance from which texels may be a lamp whose reflections were clipped; at twice that they are."""
 BRIGHTEST = 8.0
 """Most that lamps are brightened by at once."""
-FOLLOWED = 6.0
-"""Radiance up to which steps may follow a lamp that photographs cut at 1. Nothing pulls it back from more: a reflection
-whose edge is a little beside its place would have it ever brighter."""
+FOLLOWED, KNOWN = 6.0, 1.2
+"""Radiance up to which steps may follow a lamp that photographs cut at 1, before and after it was measured how bright
+lamps are. Nothing pulls them back from more: a reflection whose edge is a little beside its place would have them ever
+brighter, and broader."""
 DAMPED = 0.6
 """Learning rate of each level, as a share of the one before."""
 
@@ -35,7 +34,7 @@ class FittedLight:
         params: the levels by name, [6, s, s, 3], coarse to fine.
         atlas: [T, 3] of `Prefilter`, or None before `filter`.
         directions: [6 SIZE^2, 3] means over the texels that `transfer` knows.
-        most: radiance that steps leave it with at most; who sets the light may go beyond, and that is the most then.
+        most: [6, S, S, 3] radiance that steps leave it with at most; who sets the light may go beyond.
     """
 
     def __init__(self, size: int, value: Tensor, device: torch.device, white: float, even: float):
@@ -49,7 +48,7 @@ class FittedLight:
         self._prefilter: Prefilter | None = None
         self.atlas: Tensor | None = None
         self.directions: Tensor | None = None
-        self.most = FOLLOWED
+        self.most = torch.full((6, size, size, 3), FOLLOWED, device=device)
 
     @property
     def prefilter(self) -> Prefilter:
@@ -83,11 +82,9 @@ class FittedLight:
     @torch.no_grad()
     def filter(self) -> None:
         """Filter the light as it is now, for the steps to come."""
-        logs = self.log_radiance()
-        if float(logs.max()) > math.log(self.most) + 1e-3:
-            self._set(logs.clamp(max=math.log(self.most)))
-            logs = self.log_radiance()
-        cube = logs.exp()
+        *_, fine = self.params.values()
+        fine -= (self.log_radiance() - self.most.log()).clamp_min(0)
+        cube = self.log_radiance().exp()
         self.atlas = self.prefilter.atlas(cube).requires_grad_()
         self.directions = _directions(cube).requires_grad_()
 
@@ -116,10 +113,7 @@ class FittedLight:
     @torch.no_grad()
     def set(self, logs: Tensor) -> None:
         """Make the sum equal to ``logs`` [6, S, S, 3]; each level takes what the coarser ones leave."""
-        self.most = max(FOLLOWED, float(logs.max().exp()))
-        self._set(logs)
-
-    def _set(self, logs: Tensor) -> None:
+        self.most = logs.exp().clamp_min(FOLLOWED)
         for level in self.params.values():
             level.zero_()
         for level in self.params.values():
@@ -149,19 +143,20 @@ class FittedLight:
 
     @torch.no_grad()
     def set_lamps(self, gain: float) -> None:
-        """Make lamps brighter."""
+        """Make lamps so much brighter, which is as bright as they are."""
         self.set((self.cube() + (gain - 1) * self.lamps()).log())
+        self.most = self.cube().clamp_min(KNOWN)
         self.filter()
 
     def gathered(self) -> dict[str, Tensor]:
         """Gradients that no step has taken yet, and what else the parameters do not say."""
         found = {"atlas": self.atlas, "directions": self.directions}
         grads = {k: v.grad for k, v in found.items() if v is not None and v.grad is not None}
-        return {**grads, "most": torch.tensor(self.most, dtype=torch.float64)}
+        return {**grads, "most": self.most}
 
     def restore(self, gathered: dict[str, Tensor]) -> None:
         """After the parameters were given back: filter them, and go on gathering."""
-        self.most = float(gathered["most"])
+        self.most = gathered["most"]
         self.filter()
         assert self.atlas is not None
         assert self.directions is not None
