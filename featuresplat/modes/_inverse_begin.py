@@ -46,12 +46,17 @@ def begun(config: TrainConfig, first: Callable[[TrainConfig, Callable[[Dataset],
     return replace(config, inverse=replace(c, start=folder.resolve()))
 
 
+def has_begun(config: TrainConfig) -> bool:
+    """Whether the run to start from was trained for this one, from the same photographs."""
+    return config.out is not None and config.inverse.start == (config.out / FOLDER).resolve()
+
+
 def settled(scene: Scene, dataset: Dataset) -> Scene:
     """The last word on a scene whose training has ended: `_inverse_radiance.settled`.
 
     Its configuration no longer names the run that came first, so that it repeats the whole where it is given back.
     """
     config, scene = scene.config, _inverse_radiance.settled(scene, dataset)
-    if config is None or config.out is None or config.inverse.start != (config.out / FOLDER).resolve():
+    if config is None or not has_begun(config):
         return scene
     return replace(scene, config=replace(config, inverse=replace(config.inverse, start=None)))

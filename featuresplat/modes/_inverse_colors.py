@@ -23,7 +23,7 @@ def colors(g: Gaussians, pictures: list[Shaded], trusts: list[Tensor], views: Vi
     for s, trust in zip(pictures, trusts, strict=True):
         weight = trust[..., None] * (s.radiance < CLIPPED)[:, None]
         both = torch.cat([weight * s.gain * (s.radiance[:, None] - s.offset), weight * s.gain.square()], 1)
-        sums = lift(g, s, both.reshape(len(both), -1), views).reshape(len(g), 2 * len(KINDS), 3)
+        sums = lift(g, s, both.flatten(1), views).reshape(len(g), 2 * len(KINDS), 3)
         top, bottom = top + sums[:, : len(KINDS)], bottom + sums[:, len(KINDS) :]
     few = FEW * bottom.mean((0, 2), keepdim=True)
     return ((top + 0.5 * few) / (bottom + few)).clamp(DARKEST, 1.0)
@@ -31,7 +31,7 @@ def colors(g: Gaussians, pictures: list[Shaded], trusts: list[Tensor], views: Vi
 
 def shown_as(g: Gaussians, s: Shaded, color: Tensor, views: Views) -> Tensor:
     """[P, H, 3] radiance of the materials in their colours [N, H, 3]."""
-    there = splatted(g, s, color.reshape(len(g), -1), views).reshape(len(s.rows), -1, 3)
+    there = splatted(g, s, color.flatten(1), views).unflatten(1, color.shape[1:])
     return there * s.gain + s.offset
 
 

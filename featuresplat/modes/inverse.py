@@ -73,7 +73,7 @@ class Mode(static.Mode):
     def __init__(self, inputs: modes.ModeInputs):
         config = inputs.config.inverse
         check_stages(config)
-        if inputs.dataset is not None:
+        if inputs.dataset is not None and not has_begun(inputs.config):
             check_photographs(inputs.dataset)
         if config.start is not None:
             modes.Mode.__init__(self, inputs)
@@ -390,7 +390,7 @@ class Mode(static.Mode):
 
 
 # What a finished scene is asked (see `featuresplat.modes`).
-from featuresplat.modes._inverse_begin import begun, settled  # noqa: E402, F401
+from featuresplat.modes._inverse_begin import begun, has_begun, settled  # noqa: E402, F401
 from featuresplat.modes._inverse_edits import EDITS, joined, moved, radiating, recolored  # noqa: E402, F401
 from featuresplat.modes._inverse_eval import measure  # noqa: E402, F401
 from featuresplat.modes._inverse_files import ENDINGS, columns, from_columns  # noqa: E402, F401

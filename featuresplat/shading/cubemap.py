@@ -103,7 +103,7 @@ class _WeightedRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, table, index, weights):  # pyright: ignore[reportIncompatibleMethodOverride]
-        rows = table.index_select(0, index.reshape(-1)).reshape(*index.shape, -1)
+        rows = table.index_select(0, index.reshape(-1)).reshape(*index.shape, table.shape[1])
         ctx.save_for_backward(rows, index, weights)
         ctx.length = len(table)
         return (weights[..., None] * rows).sum(1)

@@ -99,6 +99,12 @@ def test_without_it_the_radiance_is_the_surfels_own(tiny, tmp_path):
     assert not any(name.startswith("radiance.") for name in scene.mode_state)
 
 
+def test_dark_photographs_are_warned_of_once(tmp_path, recwarn):
+    dim = write_scene(tmp_path / "dim", paint=lambda pixels, k: pixels // 12)
+    train(dim, small(tmp_path / "run", steps=2), progress=False)
+    assert len([w for w in recwarn if "photographs are dark" in str(w.message)]) == 1
+
+
 def test_shares_that_cannot_be(tiny, tmp_path):
     config = small(tmp_path / "run")
     config.inverse.radiance_run = -1.0
