@@ -17,6 +17,8 @@ LEAST_ALPHA = 0.05
 """Pixels with less are not shaded."""
 TURNED_AWAY = -0.3
 """Cosine to the view below which a pixel shows the back of what it shows."""
+GRAZING = 0.1
+"""Least cosine between the view and the normal of a finished scene's pixel."""
 CHANNELS = 25
 """base colour 3, roughness, metallic, progress, normal 3, direct 3, reflected 3, openness; curvature 6, from the
 camera to the centre 3."""
@@ -140,6 +142,15 @@ def shape_at(normal: Tensor, bend: Tensor, place: Tensor, ray: Tensor, depth: Te
         z = torch.where(seen & ((z - depth).abs() < APART * depth), z, depth)
         away = z * ray - place
     return turned(normal, bend.detach(), away.detach()), z
+
+
+def towards_view(normal: Tensor, view: Tensor) -> Tensor:
+    """Unit normals [P, 3], those that point away from the viewer [P, 3] turned until they graze.
+
+    At outlines blended normals do, each by another bit; a low sun in them is a row of sparks.
+    """
+    cosine = (normal * view).sum(-1, keepdim=True)
+    return F.normalize(normal + (GRAZING - cosine).clamp_min(0) * view, dim=-1)
 
 
 def spread(values: Tensor, rows: Tensor, height: int, width: int) -> Tensor:

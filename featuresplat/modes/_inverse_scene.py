@@ -193,6 +193,7 @@ def frame(scene: Scene, stage: Stage, camera: Cameras, request: RenderRequest) -
     )
     assert out.features is not None
     pixels = px.pixels_of(out.features[0, ..., : px.CHANNELS], out.alpha[0], out.depth[0], centre, rays)
+    pixels.surface.normal = px.towards_view(pixels.surface.normal, pixels.surface.view)
     light = stage.light
     if light is not None and light.samples:
         diffuse, specular = _sampled(pixels, stage, light.samples), torch.zeros_like(pixels.surface.base_color)

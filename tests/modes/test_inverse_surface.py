@@ -172,3 +172,15 @@ def test_a_wall_that_is_seen_from_behind_turns_its_normal(towards, sign):
     one = torch.ones(1, 1, 1)
     pixels = px.pixels_of(features, one, one, torch.zeros(3), ray[None, None])
     torch.testing.assert_close(pixels.surface.normal, torch.tensor([[0.0, 0.0, float(sign)]]))
+
+
+def test_an_outline_turns_its_normal_until_it_grazes():
+    view = F.normalize(torch.tensor([[1.0, 0, -0.2], [1.0, 0, 0.05], [0.0, 0, 1.0], [1.0, 0, 1.0]]), dim=1)
+    normal = torch.tensor([[0.0, 0, 1.0]]).expand(4, 3)
+    found = px.towards_view(normal, view)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(4))
+    assert torch.equal(found[2:], normal[2:])
+    cosine = (found * view).sum(1)
+    assert (cosine[:2] > 0.09).all()
+    assert (cosine[:2] < 0.12).all()
+    assert (found[:2] * normal[:2]).sum(1).min() > 0.94, "by no more than that"
