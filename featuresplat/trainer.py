@@ -249,11 +249,10 @@ class Trainer:
         return out, loss
 
     def _set_rates(self, step: int) -> None:
-        o = self.config.optim
         t = step / max(self.config.steps - 1, 1)
         for group in self.optimizer.param_groups:
             if group["name"] == "means":
-                group["lr"] = math.exp((1 - t) * math.log(o.means_lr) + t * math.log(o.means_lr_final))
+                group["lr"] = modes.decayed(self.config.optim, t)
         for name, rate in self.mode.rates(t).items():
             next(g for g in self.optimizer.param_groups if g["name"] == name)["lr"] = rate
         for group in self.extra_optimizer.param_groups if self.extra_optimizer else ():

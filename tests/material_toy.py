@@ -14,6 +14,7 @@ from torch import Tensor
 
 from featuresplat.config import load_config
 from featuresplat.geometry import rotmat_to_quat
+from featuresplat.modes._inverse_pixels import view_rays
 from featuresplat.paths import look_at
 from featuresplat.scene import Scene
 from featuresplat.shading import cubemap, transfer
@@ -23,7 +24,7 @@ from featuresplat.types import SH_C0, Cameras, FeatureField, Gaussians, TextTabl
 NAMES = ("red ball", "green ball", "blue ball")
 COLORS = torch.tensor([[0.7, 0.08, 0.06], [0.1, 0.6, 0.12], [0.1, 0.2, 0.8]])
 ROUGHNESS, METALLIC = (0.8, 0.2, 0.3), (0.0, 0.0, 1.0)
-EACH = 700
+EACH, RADIUS = 700, 0.45
 SIZE = 32
 WIDTH, HEIGHT = 96, 48
 
@@ -41,7 +42,7 @@ def scene() -> Scene:
     z, turn = 1 - 2 * k / EACH, math.pi * (1 + 5**0.5) * k
     shell = torch.stack([(1 - z * z).sqrt() * turn.cos(), (1 - z * z).sqrt() * turn.sin(), z], 1)
     normals, which = shell.repeat(3, 1), torch.arange(3).repeat_interleave(EACH)
-    means = 0.45 * normals
+    means = RADIUS * normals
     means[:, 0] += 1.4 * (which - 1)
     n = len(means)
     gaussians = Gaussians(
@@ -92,6 +93,16 @@ def ball(index: int) -> Tensor:
     mask = torch.zeros(3 * EACH, dtype=torch.bool)
     mask[index * EACH : (index + 1) * EACH] = True
     return mask
+
+
+def true_normals(camera: Cameras, index: int) -> Tensor:
+    """[H, W, 3] of a ball where a camera's rays meet it."""
+    centre, rays = view_rays(camera.viewmats[0].float(), camera.Ks[0].float(), camera.width, camera.height)
+    unit = torch.nn.functional.normalize(rays, dim=-1)
+    away = centre - torch.tensor([1.4 * (index - 1), 0, 0])
+    along = (unit * away).sum(-1)
+    near = -along - (along.square() - away @ away + RADIUS**2).clamp_min(0).sqrt()
+    return (away + near[..., None] * unit) / RADIUS
 
 
 def patch(image: Any, index: int) -> Any:

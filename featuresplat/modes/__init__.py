@@ -21,6 +21,7 @@ asked, `Scene.at` and `Scene.render`, may be answered by the module too, by func
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from featuresplat import raster
-from featuresplat.config import TrainConfig
+from featuresplat.config import OptimConfig, TrainConfig
 from featuresplat.losses import photometric
 from featuresplat.normalization import Normalization
 from featuresplat.types import Cameras, FeatureField, Gaussians, PointCloud, RenderOutput
@@ -101,6 +102,11 @@ class Batch:
     truth: Tensor
     mask: Tensor | None = None
     depth: Tensor | None = None
+
+
+def decayed(optim: OptimConfig, progress: float) -> float:
+    """Learning rate of the means at ``progress`` in 0..1: it falls exponentially."""
+    return math.exp((1 - progress) * math.log(optim.means_lr) + progress * math.log(optim.means_lr_final))
 
 
 class Mode:

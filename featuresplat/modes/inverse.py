@@ -132,16 +132,17 @@ class Mode(static.Mode):
         last = c.stages[-1]
         fade = 1.0 if progress < last else 0.1 ** ((progress - last) / max(1 - last, 1e-9))
         # What light reaches whom was found for these Gaussians; and the light itself could take their place.
-        held = () if stage == RADIANCE else ("means", "log_scales", "logit_opacities")
-        materials = {
-            "base_color": c.material_lr * fade,
-            "roughness": c.material_lr * fade,
+        held = dict.fromkeys(("means", "log_scales", "logit_opacities"), 0.0)
+        if stage == RADIANCE:  # by its end the Gaussians have come to rest
+            held = {"means": modes.decayed(self.config.optim, progress / c.stages[0])}
+        materials = dict.fromkeys(("base_color", "roughness"), c.material_lr * fade)
+        materials |= {
             "metallic": c.material_lr * fade if stage >= DIFFUSE else 0.0,
             # Which Gaussians are mirrors was measured; the specular stage does not question it.
             "progress": c.progress_lr * {SPECULAR: 0.0, JOINT: 0.25}.get(stage, 1.0),
         }
         light = {k: c.light_lr * fade * DAMPED**level for level, k in enumerate(self.extra_params)}
-        return dict.fromkeys(held, 0.0) | materials | light
+        return held | materials | light
 
     def _stage_at(self, progress: float) -> int:
         return sum(progress >= share and share < 1 for share in self.config.inverse.stages)

@@ -111,6 +111,16 @@ def test_densification_ends_with_the_radiance_stage(tiny, tmp_path):
     assert len(after) == 1
 
 
+def test_gaussians_come_to_rest_by_the_end_of_the_radiance_stage(tiny, tmp_path):
+    config = small(tmp_path / "run", 100)
+    mode = Trainer(tiny, config, progress=False).mode
+    end, o = config.inverse.stages[0], config.optim
+    assert mode.rates(0.0)["means"] == pytest.approx(o.means_lr)
+    assert mode.rates(end * (1 - 1e-9))["means"] == pytest.approx(o.means_lr_final, rel=1e-3)
+    assert mode.rates(end)["means"] == 0
+    assert config.densify.stop < 0.5 * end, "and after densification they have the time"
+
+
 def test_two_steps_pass_through_all_stages(tiny, tmp_path):
     scene = train(tiny, small(tmp_path / "run", 2), progress=False)
     assert float(scene.mode_state["gaussian.progress"].max()) > 0
