@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from featuresplat.config import TrainConfig
+from featuresplat.config import TrainConfig, load_config
 from featuresplat.io.ply import read_point_cloud
 from featuresplat.trainer import Trainer
 
@@ -106,6 +106,16 @@ def interrupt_at(monkeypatch, step: int, folder: str | None = None) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Trainer, "step", stepped)
+
+
+def tiny_inverse(out: Path, steps: int) -> TrainConfig:
+    """A training of materials, from the points alone."""
+    config = load_config("inverse")
+    config.steps = config.eval_every = steps
+    config.out, config.report, config.device = out, False, "cpu"
+    config.model.budget, config.data.downscale, config.inverse.light_size = POINTS, 1, 32
+    config.inverse.radiance_run = 0
+    return config
 
 
 def tiny_config(out: Path, steps: int = 40, **changes) -> TrainConfig:

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_training import everything, interrupt_at, same, trained, write_scene
+from tiny_training import everything, interrupt_at, same, tiny_inverse, trained, write_scene
 
-from featuresplat.config import TrainConfig, load_config
 from featuresplat.errors import FeaturesplatError
 from featuresplat.modes import _inverse_scene as finished
 from featuresplat.modes.inverse import Mode
@@ -22,15 +21,6 @@ pytestmark = pytest.mark.xdist_group("inverse")  # its trainings, once
 KINDS = ["rgb", "albedo", "normal", "roughness", "metallic"]
 
 
-def small(out: Path, steps: int) -> TrainConfig:
-    config = load_config("inverse")
-    config.steps = config.eval_every = steps
-    config.out, config.report, config.device = out, False, "cpu"
-    config.model.budget, config.data.downscale, config.inverse.light_size = 1500, 1, 32
-    config.inverse.radiance_run = 0
-    return config
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     return write_scene(tmp_path_factory.mktemp("tiny") / "scene")
@@ -39,7 +29,7 @@ def tiny(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("inverse") / "run"
-    train(tiny, small(folder, 60), progress=False)
+    train(tiny, tiny_inverse(folder, 60), progress=False)
     return folder
 
 
@@ -94,7 +84,7 @@ def test_a_light_that_cannot_be_is_refused(run):
 
 def test_densification_ends_with_the_radiance_stage(tiny, tmp_path):
     """Also where the configuration has it go on: the light that reaches each Gaussian is found once."""
-    config = small(tmp_path / "run", 12)
+    config = tiny_inverse(tmp_path / "run", 12)
     config.inverse.stages = (0.25, 0.5, 0.9)
     config.model.budget = 4000
     config.densify = replace(config.densify, start=0.0, stop=1.0, every=1)
@@ -112,7 +102,7 @@ def test_densification_ends_with_the_radiance_stage(tiny, tmp_path):
 
 
 def test_gaussians_come_to_rest_by_the_end_of_the_radiance_stage(tiny, tmp_path):
-    config = small(tmp_path / "run", 100)
+    config = tiny_inverse(tmp_path / "run", 100)
     mode = Trainer(tiny, config, progress=False).mode
     end, o = config.inverse.stages[0], config.optim
     assert mode.rates(0.0)["means"] == pytest.approx(o.means_lr)
@@ -122,13 +112,13 @@ def test_gaussians_come_to_rest_by_the_end_of_the_radiance_stage(tiny, tmp_path)
 
 
 def test_two_steps_pass_through_all_stages(tiny, tmp_path):
-    scene = train(tiny, small(tmp_path / "run", 2), progress=False)
+    scene = train(tiny, tiny_inverse(tmp_path / "run", 2), progress=False)
     assert float(scene.mode_state["gaussian.progress"].max()) > 0
 
 
 def test_geometry_holds_still_while_materials_are_found(tiny, tmp_path):
     """What light reaches whom was found for it; only normals still turn."""
-    config = small(tmp_path / "run", 16)
+    config = tiny_inverse(tmp_path / "run", 16)
     config.inverse.stages = (0.25, 0.5, 0.75)
     seen = {}
 
@@ -150,7 +140,7 @@ def test_geometry_holds_still_while_materials_are_found(tiny, tmp_path):
 @pytest.fixture(scope="module")
 def straight(tiny, tmp_path_factory) -> Trainer:
     """A training that nothing interrupts."""
-    config = small(tmp_path_factory.mktemp("straight") / "run", 40)
+    config = tiny_inverse(tmp_path_factory.mktemp("straight") / "run", 40)
     config.inverse.stages = (0.25, 0.5, 0.9)
     return trained(tiny, config)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import interrupt_at, write_scene
+from tiny_training import interrupt_at, tiny_inverse, write_scene
 
 from featuresplat.config import TrainConfig, load_config
 from featuresplat.errors import FeaturesplatError
@@ -19,14 +19,9 @@ STEPS, FIRST = 10, 16
 
 
 def small(out: Path, **changes) -> TrainConfig:
-    config = load_config("inverse")
-    config.steps = config.eval_every = STEPS
-    config.out, config.report, config.device = out, False, "cpu"
-    config.model.budget, config.data.downscale = 1500, 1
-    config.inverse.light_size, config.inverse.pixels, config.inverse.radiance_run = 32, 1000, FIRST / STEPS
-    for name, value in changes.items():
-        setattr(config, name, value)
-    return config
+    config = tiny_inverse(out, STEPS)
+    config.inverse.pixels, config.inverse.radiance_run = 1000, FIRST / STEPS
+    return replace(config, **changes)
 
 
 @pytest.fixture(scope="module")
